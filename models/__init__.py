@@ -1,0 +1,1 @@
+"""Performance mathematics: from a measured profile to the capacity of one replica."""
