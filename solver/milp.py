@@ -26,6 +26,7 @@ class Termination(StrEnum):
     INFEASIBLE = "infeasible"  # proven
     UNBOUNDED = "unbounded"  # proven, or "infeasible or unbounded" for a program with a feasible point
     TIME_LIMIT = "time_limit"
+    FEASIBLE = "feasible"  # a heuristic ended with a point and proves nothing
     ERROR = "error"
 
 
@@ -83,11 +84,17 @@ class Milp:
         ):
             if array.shape != (length,):
                 raise ValueError(f"Milp.{name} has shape {array.shape}, expected ({length},)")
-        if self.row_start[0] != 0 or self.row_start[-1] != len(self.column) or (np.diff(self.row_start) < 0).any():
+        if (
+            self.row_start[0] != 0
+            or self.row_start[-1] != len(self.column)
+            or (np.diff(self.row_start) < 0).any()
+        ):
             raise ValueError("Milp.row_start must rise from 0 to the number of entries")
-        if len(self.column) and not (0 <= self.column.min() and self.column.max() < n):
+        if len(self.column) and not (self.column.min() >= 0 and self.column.max() < n):
             raise ValueError("Milp.column has an index out of range")
-        if not (np.isfinite(self.objective).all() and np.isfinite(self.value).all() and np.isfinite(self.offset)):
+        if not (
+            np.isfinite(self.objective).all() and np.isfinite(self.value).all() and np.isfinite(self.offset)
+        ):
             raise ValueError("Milp has a coefficient that is NaN or infinite")
         for what, lower, upper in (
             ("row", self.row_lower, self.row_upper),

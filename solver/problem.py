@@ -79,6 +79,8 @@ class Inventory:
 class AllocationProblem:
     """What to decide.
 
+    A server that needs nothing (no load, no minimum) has no option.
+
     Attributes
     ----------
     servers, accelerators, gpu_types : tuple of str
@@ -180,7 +182,7 @@ class Level:
 
 
 def levels(problem: AllocationProblem) -> tuple[Level, ...]:
-    """The lexicographic objective, most important level first, cost last.
+    """Return the lexicographic objective, most important level first, cost last.
 
     Servers that no option can serve are in no level: no decision changes their share.
     """
@@ -194,7 +196,9 @@ def levels(problem: AllocationProblem) -> tuple[Level, ...]:
     if problem.policy.partial and problem.policy.delayed_best_effort:
         result += [Level(LevelKind.UNMET, mask, name) for name, mask in by_class]
     if saturation is SaturationPolicy.ROUND_ROBIN:
-        result += [Level(kind, demanding, "all classes") for kind in (LevelKind.WORST_SHARE, LevelKind.UNSERVED)]
+        result += [
+            Level(kind, demanding, "all classes") for kind in (LevelKind.WORST_SHARE, LevelKind.UNSERVED)
+        ]
     else:
         kinds = [LevelKind.UNSERVED]
         if saturation is SaturationPolicy.PRIORITY_ROUND_ROBIN:

@@ -1,0 +1,175 @@
+"""The rules and the worth of a plan, with no solver in sight.
+
+This is the specification that `formulate` must express and that every answer passes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver.packing import fits
+from solver.problem import NO_LIMIT, LevelKind, levels
+
+if TYPE_CHECKING:
+    from solver.milp import FloatArray
+    from solver.problem import AllocationProblem, Plan
+
+# A share this close to 1 is full service. Solvers meet a row to 1e-6; the demand rows are scaled to 1.
+SHARE_TOLERANCE = 2e-6
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a plan is worth.
+
+    Attributes
+    ----------
+    levels : tuple of float
+        Value of each of `problem.levels`, most important first; smaller is better, compared in order.
+    cost_per_h, penalty_per_h : float
+        The two parts of the last level.
+    served_share : (S,) float
+        In [0, 1]; 1 also for servers that need nothing.
+    """
+
+    levels: tuple[float, ...]
+    cost_per_h: float
+    penalty_per_h: float
+    served_share: FloatArray
+
+
+def served_share(problem: AllocationProblem, plan: Plan) -> FloatArray:
+    """Share of each server's demand that the plan serves, shape (S,), in [0, 1].
+
+    The smaller of served load over arrival rate and replicas over the minimum of replicas.
+    """
+    count = len(problem.servers)
+    replicas = plan.replicas
+    capacity = np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0)
+    served_rps = np.bincount(problem.option_server, capacity * replicas, minlength=count)
+    total = np.bincount(problem.option_server, replicas, minlength=count)
+    share = np.ones(count)
+    loaded = problem.arrival_rps > 0
+    share[loaded] = served_rps[loaded] / problem.arrival_rps[loaded]
+    floor = problem.min_replicas > 0
+    share[floor] = np.minimum(share[floor], total[floor] / problem.min_replicas[floor])
+    return np.where(share >= 1.0 - SHARE_TOLERANCE, 1.0, share)
+
+
+def carried_rps(problem: AllocationProblem, plan: Plan) -> FloatArray:
+    """Load that each option's replicas carry together, shape (J,): all of a server's replicas equally used.
+
+    Under scarcity every replica carries its full capacity.
+    """
+    count = len(problem.servers)
+    capacity = np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0) * plan.replicas
+    total = np.bincount(problem.option_server, capacity, minlength=count)
+    share = np.ones(count)
+    np.divide(problem.arrival_rps, total, out=share, where=total > 0)
+    result: FloatArray = capacity * np.minimum(share, 1.0)[problem.option_server]
+    return result
+
+
+def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArray:
+    """Return each server's switching penalty, shape (S,).
+
+    ``switching_factor`` times the cost of the accelerators left plus the cost of those newly taken up; a
+    server that runs on nothing now pays nothing.
+    """
+    count, width = len(problem.servers), max(len(problem.accelerators), 1)
+    used = plan.replicas > 0
+    taken = problem.option_server[used] * width + problem.option_accelerator[used]
+    left = ~np.isin(problem.current_server * width + problem.current_accelerator, taken)
+    newly = used & np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
+    cost = problem.cost_per_h * plan.replicas
+    penalty: FloatArray = problem.policy.switching_factor * (
+        np.bincount(problem.current_server[left], problem.current_cost_per_h[left], minlength=count)
+        + np.bincount(problem.option_server[newly], cost[newly], minlength=count)
+    )
+    return penalty
+
+
+def score(problem: AllocationProblem, plan: Plan) -> Score:
+    """Value of every level of the objective for `plan`."""
+    share = served_share(problem, plan)
+    unserved = 1.0 - share
+    cost = float(problem.cost_per_h @ plan.replicas)
+    penalty = float(switching_penalty_per_h(problem, plan).sum())
+    values: list[float] = []
+    for level in levels(problem):
+        mask = level.servers
+        if level.kind is LevelKind.COST:
+            values.append(cost + penalty)
+        elif level.kind is LevelKind.WORST_SHARE:
+            values.append(float(unserved[mask].max()))
+        elif level.kind is LevelKind.UNMET:
+            values.append(float(problem.weight[mask & (unserved > 0)].sum()))
+        else:
+            values.append(float((problem.weight * unserved)[mask].sum()))
+    return Score(tuple(values), cost, penalty, share)
+
+
+def violations(problem: AllocationProblem, plan: Plan) -> list[str]:
+    """Every rule the plan breaks, as a sentence that names the place; empty for a valid plan."""
+    replicas = plan.replicas
+    if replicas.shape != problem.option_server.shape:
+        return [f"the plan has {replicas.shape} replicas for {problem.option_server.shape} options"]
+    if not np.issubdtype(replicas.dtype, np.integer):
+        return [f"replicas must be integers, not {replicas.dtype}"]
+    found = [f"{_option(problem, j)}: {replicas[j]} replicas" for j in np.flatnonzero(replicas < 0)]
+    found += _server_violations(problem, plan)
+    found += _inventory_violations(problem, plan)
+    return found
+
+
+def _option(problem: AllocationProblem, j: int) -> str:
+    server = problem.servers[problem.option_server[j]]
+    accelerator = problem.accelerators[problem.option_accelerator[j]]
+    return f"{server} on {accelerator} at batch {problem.option_batch[j]}"
+
+
+def _server_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
+    used = plan.replicas > 0
+    count = len(problem.servers)
+    found: list[str] = []
+    pairs = {
+        (int(s), int(a))
+        for s, a in zip(problem.option_server[used], problem.option_accelerator[used], strict=True)
+    }
+    types = Counter(s for s, _ in pairs)
+    batches = np.bincount(problem.option_server[used], minlength=count)
+    limit = problem.policy.max_types
+    total = np.bincount(problem.option_server, plan.replicas, minlength=count)
+    share = served_share(problem, plan)
+    for s, name in enumerate(problem.servers):
+        if limit is not None and types[s] > limit:
+            found.append(f"{name}: {types[s]} accelerators, at most {limit} allowed")
+        if batches[s] > types[s]:
+            found.append(f"{name}: two batch limits on one accelerator")
+        if problem.max_replicas[s] != NO_LIMIT and total[s] > problem.max_replicas[s]:
+            found.append(f"{name}: {int(total[s])} replicas, at most {problem.max_replicas[s]} allowed")
+        if not problem.policy.partial and total[s] > 0 and share[s] < 1:
+            found.append(f"{name}: {share[s]:.6f} of its demand served, all or nothing allowed")
+    return found
+
+
+def _inventory_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
+    found: list[str] = []
+    cards = np.bincount(problem.gpu_type, problem.gpus * plan.replicas, minlength=len(problem.gpu_types))
+    for t, name in enumerate(problem.gpu_types):
+        limit = problem.inventory.gpus[t]
+        if limit != NO_LIMIT and cards[t] > limit:
+            found.append(f"{name}: {int(cards[t])} GPUs used, {limit} exist")
+        nodes = problem.inventory.nodes[t]
+        if nodes is None:
+            continue
+        demand: Counter[int] = Counter()
+        for j in np.flatnonzero((problem.gpu_type == t) & (plan.replicas > 0)):
+            demand[int(problem.gpus[j])] += int(plan.replicas[j])
+        if not fits(demand, nodes):
+            found.append(f"{name}: replicas of {dict(demand)} GPUs do not fit on the nodes' free GPUs")
+    return found

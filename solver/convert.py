@@ -1,0 +1,546 @@
+"""System to AllocationProblem and Plan to Allocation: the only place where units change.
+
+On the wire milliseconds, requests per minute and cents per hour; inside seconds, requests per second and the
+input's money unit per hour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.capacity import Metrics, Sizing, evaluate, size, unloaded
+from models.laws import Candidates
+from solver import schema
+from solver.check import carried_rps
+from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from solver.milp import BoolArray, FloatArray, IntArray
+    from solver.problem import Plan
+
+MS_PER_S = 1000.0
+S_PER_MIN = 60.0
+
+# Law number of a profile that is a measured capacity, with no law at all.
+MEASURED = 0
+
+# Queue places per batch place where `maxQueueSize` is absent, by law number; the reference's values.
+_QUEUE_PER_BATCH = np.array([0, 9, 10, 10])
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Every candidate (server, accelerator, batch limit) of a system, sized.
+
+    Attributes
+    ----------
+    wire : tuple of schema.Server
+        Sorted by name; S of them.
+    accelerators, gpu_types : tuple of str
+        Names, each sorted.
+    server, accelerator : (K,) int
+        Of each candidate; candidates are sorted by (server, accelerator, batch limit).
+    law : (K,) int
+        1, 2, 3, or `MEASURED`.
+    loaded : (S,) bool
+        Servers with load.
+    arrival_rps : (S,) float
+        Demand; 0 without load.
+    candidates : Candidates
+        What the models see, one row a candidate.
+    sizing : Sizing
+        NaN and zeros for measured capacity and for servers without load.
+    capacity_rps : (K,) float
+        Counting capacity of one replica: 0 when a target is missed at any rate, inf without load.
+    allowed : (K,) bool
+        False where `keepAccelerator` rules the candidate out.
+    gpu_type, gpus : (K,) int
+    cost_per_h : (K,) float
+        Of one replica.
+    """
+
+    wire: tuple[schema.Server, ...]
+    accelerators: tuple[str, ...]
+    gpu_types: tuple[str, ...]
+    server: IntArray
+    accelerator: IntArray
+    law: IntArray
+    loaded: BoolArray
+    arrival_rps: FloatArray
+    candidates: Candidates
+    sizing: Sizing
+    capacity_rps: FloatArray
+    allowed: BoolArray
+    gpu_type: IntArray
+    gpus: IntArray
+    cost_per_h: FloatArray
+
+    @property
+    def options(self) -> IntArray:
+        """Candidates that are options of the program, rising indices."""
+        minimum = np.array([s.min_num_replicas for s in self.wire], dtype=np.int64)
+        wanting = self.loaded | (minimum > 0)
+        return np.flatnonzero(self.allowed & (self.capacity_rps > 0) & wanting[self.server])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Profiles as arrays, one row for each (profile, batch limit to consider), in SI units.
+
+    `batch` is 0 where the profile names no limits of its own.
+    """
+
+    accelerator: IntArray
+    law: IntArray
+    alpha_s: FloatArray
+    beta_s: FloatArray
+    gamma_s: FloatArray
+    delta_s: FloatArray
+    max_batch: IntArray
+    at_tokens: IntArray
+    batch: IntArray
+    rate_rps: FloatArray
+    gpu_type: IntArray
+    gpus: IntArray
+    cost_per_h: FloatArray
+
+
+def size_fleet(system: schema.System) -> Fleet:
+    """Size every candidate of a valid system."""
+    wire = tuple(sorted(system.server_data.servers, key=lambda s: s.name))
+    accelerators = tuple(sorted(a.name for a in system.accelerator_data.accelerators))
+    gpu_types = _gpu_types(system)
+    rows, rows_of_model = _profile_rows(system, accelerators, gpu_types)
+    optimizer = system.optimizer_data.optimizer
+    targets = {
+        (c.name, t.model): t for c in system.service_class_data.service_classes for t in c.model_targets
+    }
+    target = [targets.get((s.class_name, s.model), _NO_TARGET) for s in wire]
+    load = [s.current_alloc.load for s in wire]
+
+    length = np.array([x.avg_length or 0.0 for x in load])
+    out_tokens = np.array([x.avg_out_tokens or 0.0 for x in load])
+    in_tokens = np.array([x.avg_in_tokens or 0.0 for x in load])
+    arrival_rpm = np.array([x.arrival_rate_rpm for x in load], dtype=np.float64)
+    # Either generation's load serves either generation's laws.
+    length, out_tokens = (
+        np.where(length > 0, length, out_tokens),
+        np.where(out_tokens > 0, out_tokens, length),
+    )
+
+    lists = [rows_of_model.get(s.model, _EMPTY) for s in wire]
+    row = np.concatenate([*lists, _EMPTY])
+    server = np.repeat(np.arange(len(wire)), [len(x) for x in lists])
+    law = rows.law[row]
+
+    # A measured capacity needs no tokens to be a capacity.
+    measured = np.zeros(len(wire), dtype=bool)
+    measured[server[law == MEASURED]] = True
+    loaded = (arrival_rpm > 0) & ((out_tokens > 0) | measured)
+    tokens = np.where(law == 1, length[server], out_tokens[server])
+    batch = _batch_limits(
+        rows, row, tokens, np.array([s.max_batch_size for s in wire], dtype=np.int64)[server]
+    )
+
+    order = np.lexsort((batch, rows.accelerator[row], server))
+    row, server, batch = row[order], server[order], batch[order]
+    # Batch limits of one pair that were cut to the same limit are one candidate.
+    first = np.r_[
+        True, (np.diff(server) != 0) | (np.diff(rows.accelerator[row]) != 0) | (np.diff(batch) != 0)
+    ]
+    first = first[: len(row)]
+    row, server, batch = row[first], server[first], batch[first]
+    law, tokens = rows.law[row], np.where(rows.law[row] == 1, length[server], out_tokens[server])
+
+    queue = np.array([-1 if s.max_queue_size is None else s.max_queue_size for s in wire], dtype=np.int64)
+    tps = np.array([t.slo_tps for t in target])
+    percentile = np.array(
+        [_nan(t.slo_percentile if t.slo_percentile is not None else optimizer.slo_percentile) for t in target]
+    )
+    ttft_ms = np.where(
+        law == 1,
+        np.array([t.slo_ttw_ms or t.slo_ttft_ms for t in target])[server],
+        np.array([t.slo_ttft_ms or t.slo_ttw_ms for t in target])[server],
+    )
+    candidates = Candidates(
+        law=np.where(law == MEASURED, 1, law),
+        alpha_s=rows.alpha_s[row],
+        beta_s=rows.beta_s[row],
+        gamma_s=rows.gamma_s[row],
+        delta_s=rows.delta_s[row],
+        in_tokens=np.where(law == 1, 0.0, in_tokens[server]),
+        out_tokens=tokens,
+        max_batch=batch,
+        max_queue=np.where(queue[server] >= 0, queue[server], _QUEUE_PER_BATCH[law] * batch),
+        target_itl_s=np.array([t.slo_itl_ms for t in target])[server] / MS_PER_S,
+        target_ttft_s=ttft_ms / MS_PER_S,
+        throughput_target=tps[server] > 0,
+        percentile=percentile[server],
+        wait_factor=_wait_factor(load, burstiness=optimizer.burstiness)[server],
+    )
+    sized = np.flatnonzero((law != MEASURED) & loaded[server] & (tokens > 0))
+    sizing = _scatter(size(candidates.take(sized)), sized, len(server))
+    capacity_rps = np.where(law == MEASURED, rows.rate_rps[row], sizing.capacity_rps)
+    capacity_rps = np.where(loaded[server], capacity_rps, np.inf)
+
+    demand_tokens = np.where(out_tokens > 0, out_tokens, 1.0)
+    arrival_rps = np.where(tps > 0, tps / demand_tokens, arrival_rpm / S_PER_MIN) * loaded
+    return Fleet(
+        wire=wire,
+        accelerators=accelerators,
+        gpu_types=gpu_types,
+        server=server,
+        accelerator=rows.accelerator[row],
+        law=law,
+        loaded=loaded,
+        arrival_rps=arrival_rps,
+        candidates=candidates,
+        sizing=sizing,
+        capacity_rps=capacity_rps,
+        allowed=_allowed(wire, accelerators, server, rows.accelerator[row]),
+        gpu_type=rows.gpu_type[row],
+        gpus=rows.gpus[row],
+        cost_per_h=rows.cost_per_h[row],
+    )
+
+
+_EMPTY = np.empty(0, dtype=np.int64)
+_NO_TARGET = schema.ModelTarget(model="(none)")
+
+
+def _nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _gpu_types(system: schema.System) -> tuple[str, ...]:
+    names = {a.type for a in system.accelerator_data.accelerators}
+    if system.capacity_data is not None:
+        names |= {c.type for c in system.capacity_data.count} | {n.type for n in system.capacity_data.nodes}
+    return tuple(sorted(names))
+
+
+def _profile_rows(
+    system: schema.System, accelerators: tuple[str, ...], gpu_types: tuple[str, ...]
+) -> tuple[_Rows, dict[str, IntArray]]:
+    """Profiles of known accelerators as `_Rows`, and the rows of each model."""
+    by_name = {a.name: a for a in system.accelerator_data.accelerators}
+    index = {name: i for i, name in enumerate(accelerators)}
+    type_index = {name: i for i, name in enumerate(gpu_types)}
+    records: list[tuple[float, ...]] = []
+    rows_of_model: dict[str, list[int]] = {}
+    for profile in system.model_data.models:
+        accelerator = by_name.get(profile.acc)
+        if accelerator is None:
+            continue
+        for batch in sorted(set(profile.batch_sizes)) or [0]:
+            rows_of_model.setdefault(profile.name, []).append(len(records))
+            records.append(
+                (
+                    index[profile.acc],
+                    profile.law,
+                    *(ms / MS_PER_S for ms in _law_parameters_ms(profile)),
+                    profile.max_batch_size,
+                    profile.at_tokens,
+                    batch,
+                    profile.rate_per_replica_rps or 0.0,
+                    type_index[accelerator.type],
+                    profile.acc_count * accelerator.multiplicity,
+                    profile.acc_count * accelerator.cost_cents_per_h,
+                )
+            )
+    table = np.array(records, dtype=np.float64).reshape(len(records), 13).T
+
+    def integers(column: int) -> IntArray:
+        return table[column].astype(np.int64)
+
+    rows = _Rows(
+        accelerator=integers(0),
+        law=integers(1),
+        alpha_s=table[2],
+        beta_s=table[3],
+        gamma_s=table[4],
+        delta_s=table[5],
+        max_batch=integers(6),
+        at_tokens=integers(7),
+        batch=integers(8),
+        rate_rps=table[9],
+        gpu_type=integers(10),
+        gpus=integers(11),
+        cost_per_h=table[12],
+    )
+    return rows, {model: np.array(found, dtype=np.int64) for model, found in rows_of_model.items()}
+
+
+def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, float, float, float]:
+    """Return alpha, beta, gamma, delta of the profile's law, milliseconds (per token); 0 where it has none."""
+    if profile.perf_parms is not None:
+        return profile.perf_parms.alpha_ms, profile.perf_parms.beta_ms, profile.perf_parms.gamma_ms, 0.0
+    if profile.decode_parms is not None:
+        prefill = profile.prefill_parms or schema.PrefillParms()
+        return profile.decode_parms.alpha_ms, profile.decode_parms.beta_ms, prefill.gamma_ms, prefill.delta_ms
+    return profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0
+
+
+def _batch_limits(rows: _Rows, row: IntArray, tokens: FloatArray, server_limit: IntArray) -> IntArray:
+    """Batch limit N of each candidate, >= 1.
+
+    The server's limit if given, else floor(profile maxBatchSize x atTokens / tokens); without atTokens (or
+    without tokens) the profile's maxBatchSize as it is. A limit of `batchSizes` above that is cut to it.
+    """
+    scaled = (rows.at_tokens[row] > 0) & (tokens > 0)
+    limit = rows.max_batch[row].astype(np.float64)
+    limit[scaled] *= rows.at_tokens[row][scaled] / tokens[scaled]
+    # The tolerance keeps an exact quotient from falling to the integer below.
+    natural = np.maximum(np.floor(limit * (1 + 1e-12)), 1).astype(np.int64)
+    natural = np.where(server_limit > 0, server_limit, natural)
+    wanted = rows.batch[row]
+    return np.where(wanted > 0, np.minimum(wanted, natural), natural)
+
+
+def _wait_factor(load: list[schema.Load], *, burstiness: bool) -> FloatArray:
+    """(Ca^2 + Cs^2) / 2 where burstiness is asked for; a coefficient of variation of 0 or absent counts as 1."""
+    if not burstiness:
+        return np.ones(len(load))
+    arrival = np.array([x.arrival_cov or 1.0 for x in load])
+    service = np.array([x.service_cov or 1.0 for x in load])
+    result: FloatArray = (arrival**2 + service**2) / 2.0
+    return result
+
+
+def _scatter(sizing: Sizing, at: IntArray, count: int) -> Sizing:
+    """Sizing of `count` candidates from that of those `at`; NaN or 0 elsewhere."""
+
+    def spread(values: FloatArray, elsewhere: float) -> FloatArray:
+        result = np.full(count, elsewhere)
+        result[at] = values
+        return result
+
+    return Sizing(
+        capacity_rps=spread(sizing.capacity_rps, 0.0),
+        arrival_rps=spread(sizing.arrival_rps, 0.0),
+        limit=spread(sizing.limit.astype(np.float64), 0.0).astype(np.int64),
+        lowest_itl_s=spread(sizing.lowest_itl_s, np.nan),
+        lowest_ttft_s=spread(sizing.lowest_ttft_s, np.nan),
+    )
+
+
+def _allowed(
+    wire: tuple[schema.Server, ...], accelerators: tuple[str, ...], server: IntArray, accelerator: IntArray
+) -> BoolArray:
+    """False where a server keeps its accelerator and the candidate is another one."""
+    index = {name: i for i, name in enumerate(accelerators)}
+    kept = np.array([index.get(s.current_alloc.accelerator, -1) if s.keep_accelerator else -1 for s in wire])
+    result: BoolArray = (kept[server] < 0) | (kept[server] == accelerator)
+    return result
+
+
+def to_problem(system: schema.System, fleet: Fleet) -> AllocationProblem:
+    """Write the problem whose options are ``fleet.options``, in that order."""
+    optimizer = system.optimizer_data.optimizer
+    options = fleet.options
+    priority = {c.name: c.priority for c in system.service_class_data.service_classes}
+    current = _current(fleet)
+    return AllocationProblem(
+        servers=tuple(s.name for s in fleet.wire),
+        accelerators=fleet.accelerators,
+        gpu_types=fleet.gpu_types,
+        arrival_rps=fleet.arrival_rps,
+        min_replicas=np.array([s.min_num_replicas for s in fleet.wire], dtype=np.int64),
+        max_replicas=np.array(
+            [NO_LIMIT if s.max_num_replicas is None else s.max_num_replicas for s in fleet.wire],
+            dtype=np.int64,
+        ),
+        priority=np.array([priority[s.class_name] for s in fleet.wire], dtype=np.int64),
+        weight=np.array([s.weight for s in fleet.wire], dtype=np.float64),
+        option_server=fleet.server[options],
+        option_accelerator=fleet.accelerator[options],
+        option_batch=fleet.candidates.max_batch[options],
+        capacity_rps=fleet.capacity_rps[options],
+        gpu_type=fleet.gpu_type[options],
+        gpus=fleet.gpus[options],
+        cost_per_h=fleet.cost_per_h[options],
+        current_server=np.array([c[0] for c in current], dtype=np.int64),
+        current_accelerator=np.array([c[1] for c in current], dtype=np.int64),
+        current_cost_per_h=np.array([c[3] for c in current], dtype=np.float64),
+        inventory=_inventory(system, fleet),
+        policy=Policy(
+            max_types=optimizer.max_types_per_server if optimizer.heterogeneous else 1,
+            saturation=SaturationPolicy(optimizer.saturation_policy),
+            delayed_best_effort=optimizer.delayed_best_effort,
+            switching_factor=optimizer.switching_penalty,
+        ),
+    )
+
+
+def _current(fleet: Fleet) -> list[tuple[int, int, int, float]]:
+    """Server, accelerator, replicas and cost per hour of everything that runs now.
+
+    A cost that the document leaves out is that of the replicas at today's price.
+    """
+    index = {name: i for i, name in enumerate(fleet.accelerators)}
+    price = {
+        (int(s), int(a)): float(c)
+        for s, a, c in zip(fleet.server, fleet.accelerator, fleet.cost_per_h, strict=True)
+    }
+    found = []
+    for s, server in enumerate(fleet.wire):
+        alloc = server.current_alloc
+        running: Iterable[schema.AllocPart | schema.Alloc] = alloc.parts or [alloc]
+        for part in running:
+            if part.accelerator:
+                a = index[part.accelerator]
+                cost = part.cost_cents_per_h or part.num_replicas * price.get((s, a), 0.0)
+                found.append((s, a, part.num_replicas, cost))
+    return found
+
+
+def held_gpus(fleet: Fleet) -> IntArray:
+    """GPUs of each type that servers without any option hold, shape (T,).
+
+    Such a server is left out of the answer and keeps what it runs, so its GPUs are not there to give away.
+    """
+    has_option = np.zeros(len(fleet.wire), dtype=bool)
+    has_option[fleet.server[fleet.options]] = True
+    cards = {
+        (int(s), int(a)): (int(t), int(g))
+        for s, a, t, g in zip(fleet.server, fleet.accelerator, fleet.gpu_type, fleet.gpus, strict=True)
+    }
+    held = np.zeros(len(fleet.gpu_types), dtype=np.int64)
+    for s, a, replicas, _ in _current(fleet):
+        if not has_option[s] and needs_something(fleet, s) and (s, a) in cards:
+            gpu_type, gpus = cards[s, a]
+            held[gpu_type] += replicas * gpus
+    return held
+
+
+def needs_something(fleet: Fleet, server: int) -> bool:
+    """Whether a server has load or a minimum of replicas."""
+    return bool(fleet.loaded[server]) or fleet.wire[server].min_num_replicas > 0
+
+
+def _inventory(system: schema.System, fleet: Fleet) -> Inventory:
+    """GPUs that can be given away; where both a count and nodes are given, both hold."""
+    count = len(fleet.gpu_types)
+    if system.optimizer_data.optimizer.unlimited or system.capacity_data is None:
+        return Inventory(np.full(count, NO_LIMIT), (None,) * count)
+    counted = {c.type: c.count for c in system.capacity_data.count}
+    nodes: dict[str, list[int]] = {}
+    for node in system.capacity_data.nodes:
+        nodes.setdefault(node.type, []).append(node.count)
+    gpus = np.array([counted.get(t, sum(nodes.get(t, []))) for t in fleet.gpu_types], dtype=np.int64)
+    return Inventory(
+        np.maximum(gpus - held_gpus(fleet), 0),
+        tuple(tuple(nodes[t]) if t in nodes else None for t in fleet.gpu_types),
+    )
+
+
+def to_allocations(fleet: Fleet, problem: AllocationProblem, plan: Plan) -> dict[str, schema.Allocation]:
+    """Allocation of every server that the plan decides about.
+
+    Latencies are those of each replica at the load it carries. A server that no option can serve is absent:
+    it keeps what it runs. One that gets nothing, for lack of load or of GPUs, is there with 0 replicas.
+    """
+    used = np.flatnonzero(plan.replicas > 0)
+    carried = carried_rps(problem, plan)[used]
+    candidates = fleet.options[used]
+    metrics = metrics_at(fleet, candidates, carried / plan.replicas[used])
+    parts: dict[int, list[schema.AllocPart]] = {}
+    for position, j in enumerate(used.tolist()):
+        k = int(candidates[position])
+        s = int(fleet.server[k])
+        replicas = int(plan.replicas[j])
+        parts.setdefault(s, []).append(
+            # Constructed without validation: a latency that is not known is NaN, written as null.
+            schema.AllocPart.model_construct(
+                accelerator=fleet.accelerators[fleet.accelerator[k]],
+                num_replicas=replicas,
+                max_batch=int(fleet.candidates.max_batch[k]),
+                cost_cents_per_h=replicas * float(fleet.cost_per_h[k]),
+                itl_average_ms=in_ms(float(metrics.itl_s[position])),
+                ttft_average_ms=in_ms(float(metrics.ttft_s[position])),
+                load=_load(fleet.wire[s], float(carried[position])),
+            )
+        )
+    has_option = set(fleet.server[fleet.options].tolist())
+    return {
+        server.name: _allocation(server, parts.get(s, []), _load(server, float(fleet.arrival_rps[s])))
+        for s, server in enumerate(fleet.wire)
+        if s in has_option or not needs_something(fleet, s)
+    }
+
+
+def _allocation(server: schema.Server, parts: list[schema.AllocPart], load: schema.Load) -> schema.Allocation:
+    """Join the parts of one server; of a mix the accelerator that carries the most load stands at the top."""
+    if not parts:
+        return schema.Allocation(
+            accelerator="",
+            num_replicas=0,
+            max_batch=0,
+            cost_cents_per_h=0.0,
+            itl_average_ms=0.0,
+            ttft_average_ms=0.0,
+            load=load,
+        )
+    main = max(parts, key=lambda part: part.load.arrival_rate_rpm)
+    carried = sum(part.load.arrival_rate_rpm for part in parts)
+
+    def mean(values: list[float]) -> float:
+        if carried == 0:
+            return values[parts.index(main)]
+        return sum(v * part.load.arrival_rate_rpm for v, part in zip(values, parts, strict=True)) / carried
+
+    ttft = mean([part.ttft_average_ms for part in parts])
+    return schema.Allocation(
+        accelerator=main.accelerator,
+        num_replicas=sum(part.num_replicas for part in parts),
+        max_batch=main.max_batch,
+        cost_cents_per_h=sum(part.cost_cents_per_h for part in parts),
+        itl_average_ms=mean([part.itl_average_ms for part in parts]),
+        ttft_average_ms=ttft,
+        wait_average_ms=ttft if server.current_alloc.load.avg_length is not None else None,
+        load=load,
+        parts=parts if len(parts) > 1 else None,
+    )
+
+
+def _load(server: schema.Server, rps: float) -> schema.Load:
+    """Return the server's load as the input gave it, at this rate."""
+    return server.current_alloc.load.model_copy(update={"arrival_rate_rpm": rps * S_PER_MIN})
+
+
+def metrics_at(fleet: Fleet, which: IntArray, arrival_rps: FloatArray) -> Metrics:
+    """Metrics of one replica of the candidates `which` at these rates, shapes (n,).
+
+    A replica without load is judged by a single request. Of a measured capacity nothing is known: NaN.
+    """
+    chosen = fleet.candidates.take(which)
+    alone = (arrival_rps <= 0) | (chosen.out_tokens <= 0)
+    loaded, single = np.flatnonzero(~alone), np.flatnonzero(alone)
+    at_load, at_rest = evaluate(chosen.take(loaded), arrival_rps[loaded]), unloaded(chosen.take(single))
+    joined = {}
+    for field in fields(Metrics):
+        values = np.full(len(which), np.nan)
+        values[loaded], values[single] = getattr(at_load, field.name), getattr(at_rest, field.name)
+        values[fleet.law[which] == MEASURED] = np.nan
+        joined[field.name] = values
+    return Metrics(**joined)
+
+
+def in_ms(seconds: float) -> float:
+    """Seconds as milliseconds, for a sentence."""
+    return seconds * MS_PER_S
+
+
+def in_rpm(rps: float) -> float:
+    """Requests per second as requests per minute, for a sentence."""
+    return rps * S_PER_MIN
+
+
+def from_rpm(rpm: float) -> float:
+    """Requests per minute as requests per second."""
+    return rpm / S_PER_MIN

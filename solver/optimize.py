@@ -1,0 +1,227 @@
+"""The pipeline: system JSON in, proven allocation out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver import backends, schema
+from solver.backends.greedy import greedy
+from solver.check import score, violations
+from solver.convert import size_fleet, to_allocations, to_problem
+from solver.errors import CheckError, InputError, Problem
+from solver.explain import not_served, not_taken, type_use
+from solver.milp import SolveOptions, Termination
+from solver.problem import LevelKind, levels
+from solver.report import Judged, to_report
+from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches, solve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from solver.convert import Fleet
+    from solver.problem import AllocationProblem, Plan
+
+DEFAULT_BACKEND = "highs"
+DEFAULT_TIME_LIMIT_S = 30.0
+DEFAULT_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What a request or a command line asks for; None leaves it to the document, then to the defaults.
+
+    Attributes
+    ----------
+    backend : str or None
+    time_limit_s : float or None
+        > 0.
+    gap : float or None
+        Relative, >= 0.
+    strict : bool
+        An unknown key is an error.
+    explain : bool
+        Say for each server why not the other options.
+    """
+
+    backend: str | None = None
+    time_limit_s: float | None = None
+    gap: float | None = None
+    strict: bool = False
+    explain: bool = True
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where neither the request nor the document says; the service sets it.
+
+    Attributes
+    ----------
+    backend : str
+    time_limit_s : float
+    max_time_limit_s : float
+        A longer limit in a document is cut to it.
+    """
+
+    backend: str = DEFAULT_BACKEND
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S
+    max_time_limit_s: float = np.inf
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer as JSON bytes and what a log line says of it. `gap` is None when nothing is proven."""
+
+    body: bytes
+    backend: str
+    termination: str
+    gap: float | None
+    unserved: int
+    seconds: dict[str, float]
+    warnings: int
+
+
+class _Stopwatch:
+    """Seconds of each stage, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self.seconds["total"] = now - self._start
+        self._last = now
+
+
+@dataclass(frozen=True)
+class _Result:
+    fleet: Fleet
+    problem: AllocationProblem
+    solved: Solved
+    plan: Plan
+    backend: str
+    watch: _Stopwatch = field(default_factory=_Stopwatch)
+
+
+def optimize_json(body: bytes, options: RequestOptions, defaults: Defaults | None = None) -> Answered:
+    """Answer a system JSON with an allocation JSON.
+
+    Raises
+    ------
+    InputError
+        The document or an option is wrong.
+    BackendMissingError
+        The backend's library is not installed.
+    SolverError, CheckError
+        A solver failed, or an answer broke a rule.
+    """
+    watch = _Stopwatch()
+    parsed = schema.parse_system(body, strict=options.strict)
+    watch.lap("parse")
+    response = _respond(parsed, options, defaults or Defaults(), watch)
+    report = response.report
+    text = response.model_dump_json().encode()
+    watch.lap("write")
+    return Answered(
+        body=text,
+        backend=report.backend,
+        termination=report.termination,
+        gap=report.gap,
+        unserved=len(report.unserved),
+        seconds=watch.seconds,
+        warnings=len(report.warnings),
+    )
+
+
+def optimize(
+    parsed: schema.Parsed, options: RequestOptions, defaults: Defaults | None = None
+) -> schema.Response:
+    """As `optimize_json`, from a parsed system to the response object."""
+    return _respond(parsed, options, defaults or Defaults(), _Stopwatch())
+
+
+def write_model(
+    parsed: schema.Parsed, options: RequestOptions, path: Path, defaults: Defaults | None = None
+) -> schema.Response:
+    """Optimize, and write the last program solved as LP or MPS, by the suffix of `path`.
+
+    Raises
+    ------
+    InputError
+        Also when there is no program: no server has an option, or the backend is greedy.
+    """
+    from solver.backends.pyomo import write_model as write
+
+    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), names=True)
+    if result.solved.program is None:
+        raise InputError(
+            [Problem("--write-model", str(path), "a system and a backend with a program to write")]
+        )
+    write(result.solved.program, path)
+    return _answer(parsed, result, options)
+
+
+def _respond(
+    parsed: schema.Parsed, options: RequestOptions, defaults: Defaults, watch: _Stopwatch
+) -> schema.Response:
+    return _answer(parsed, _solve(parsed, options, defaults, watch, names=False), options)
+
+
+def _solve(
+    parsed: schema.Parsed, options: RequestOptions, defaults: Defaults, watch: _Stopwatch, *, names: bool
+) -> _Result:
+    """Size, solve, check."""
+    optimizer = parsed.system.optimizer_data.optimizer
+    backend = options.backend or optimizer.backend or defaults.backend
+    limit_s = options.time_limit_s or optimizer.time_limit_s or defaults.time_limit_s
+    gap = next((g for g in (options.gap, optimizer.gap) if g is not None), DEFAULT_GAP)
+    driver = None if backend == backends.GREEDY else backends.get(backend)
+
+    fleet = size_fleet(parsed.system)
+    problem = to_problem(parsed.system, fleet)
+    watch.lap("size")
+    if driver is None:
+        solved = _baseline(problem)
+    else:
+        limits = SolveOptions(time_limit_s=min(limit_s, defaults.max_time_limit_s), relative_gap=gap)
+        solved = solve(problem, driver, limits, names=names)
+    plan = prefer_small_batches(problem, solved.plan)
+    broken = violations(problem, plan)
+    if broken:
+        raise CheckError(f"{backend} gave a plan that breaks {len(broken)} rules: " + "; ".join(broken[:5]))
+    watch.lap("solve")
+    return _Result(fleet, problem, solved, plan, backend, watch)
+
+
+def _baseline(problem: AllocationProblem) -> Solved:
+    """Return what greedy finds: a plan, and no proof."""
+    plan = greedy(problem)
+    worth = score(problem, plan).levels
+    unknown = np.full(len(problem.gpu_types), np.nan)
+    results = tuple(
+        LevelResult(level, value, 0.0 if level.kind is not LevelKind.COST else -np.inf, Termination.FEASIBLE)
+        for level, value in zip(levels(problem), worth, strict=True)
+    )
+    nothing_out = np.zeros(len(problem.option_server), dtype=bool)
+    return Solved(plan, results, nothing_out, GpuValue(unknown, unknown), "fleetopt", "", None)
+
+
+def _answer(parsed: schema.Parsed, result: _Result, options: RequestOptions) -> schema.Response:
+    fleet, problem, plan = result.fleet, result.problem, result.plan
+    allocations = to_allocations(fleet, problem, plan)
+    short = not_served(fleet, problem, plan)
+    reasons = not_taken(fleet, problem, result.solved, plan)
+    judged = Judged(
+        unserved=short,
+        reasons=reasons if options.explain else {},
+        types=type_use(fleet, problem, result.solved, plan, reasons, short),
+        score=score(problem, plan),
+    )
+    result.watch.lap("explain")
+    report = to_report(parsed, fleet, result.solved, judged, result.backend, result.watch.seconds)
+    return schema.Response(allocations=allocations, report=report)

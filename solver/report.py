@@ -1,0 +1,115 @@
+"""The report of an answer, as wire types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver import schema
+from solver.milp import Termination
+
+if TYPE_CHECKING:
+    from solver.check import Score
+    from solver.convert import Fleet
+    from solver.explain import NotServed, NotTaken, TypeUse
+    from solver.solve import Solved
+
+BASIS = "dual of the inventory row in the linear relaxation of the last program"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What `check` and `explain` say of a plan."""
+
+    unserved: list[NotServed]
+    reasons: dict[int, list[NotTaken]]
+    types: list[TypeUse]
+    score: Score
+
+
+def relative_gap(value: float, bound: float) -> float | None:
+    """(value - bound) / value for 0 <= bound <= value; 0 when both are 0; None when nothing is proven."""
+    if not np.isfinite(bound):
+        return None
+    return (value - bound) / value if value > bound else 0.0
+
+
+def to_report(
+    parsed: schema.Parsed,
+    fleet: Fleet,
+    solved: Solved,
+    judged: Judged,
+    backend: str,
+    seconds: dict[str, float],
+) -> schema.Report:
+    """Write the report; `seconds` is kept by reference, so later stages still enter it."""
+    priority = {c.name: c.priority for c in parsed.system.service_class_data.service_classes}
+    objective = judged.score.levels[-1]
+    # The solver's bound may exceed the value of its own point by rounding.
+    bound = min(solved.levels[-1].bound, objective)
+    unproven = [r for r in solved.levels[:-1] if r.termination is not Termination.OPTIMAL]
+    warnings = list(parsed.warnings)
+    if unproven and solved.termination is not Termination.FEASIBLE:
+        names = ", ".join(f"{r.level.kind} of {r.level.name}" for r in unproven)
+        warnings.append(
+            f"not proven optimal in time: {names}; bound and gap of the cost hold for the values reached"
+        )
+    return schema.Report(
+        termination=str(solved.termination),
+        backend=backend,
+        solver=solved.solver,
+        version=solved.version,
+        objective=objective,
+        bound=bound,
+        gap=relative_gap(objective, bound),
+        cost_cents_per_h=judged.score.cost_per_h,
+        switching_penalty_cents_per_h=judged.score.penalty_per_h,
+        levels=[
+            schema.Level(name=r.level.name, kind=str(r.level.kind), value=value, bound=min(r.bound, value))
+            for r, value in zip(solved.levels, judged.score.levels, strict=True)
+        ],
+        seconds=seconds,
+        unserved=[
+            schema.Unserved(
+                server=fleet.wire[n.server].name,
+                service_class=fleet.wire[n.server].class_name,
+                priority=priority[fleet.wire[n.server].class_name],
+                unserved_share=n.unserved_share,
+                reason=n.reason.value,
+                detail=n.detail,
+            )
+            for n in judged.unserved
+        ],
+        inventory=[_use(fleet, use) for use in judged.types],
+        explanations={
+            fleet.wire[s].name: [_explanation(fleet, n) for n in reasons]
+            for s, reasons in judged.reasons.items()
+        },
+        warnings=warnings,
+    )
+
+
+def _use(fleet: Fleet, use: TypeUse) -> schema.InventoryUse:
+    value = schema.ValueOfOneMoreGpu(cost_per_hour=use.saved_per_h, unserved_share=use.served_share)
+    return schema.InventoryUse(
+        type=fleet.gpu_types[use.gpu_type],
+        used=use.used,
+        available=use.available,
+        binding=use.binding,
+        value_of_one_more_gpu=value,
+        basis=BASIS,
+    )
+
+
+def _explanation(fleet: Fleet, reason: NotTaken) -> schema.Explanation:
+    k = reason.candidate
+    return schema.Explanation(
+        accelerator=fleet.accelerators[fleet.accelerator[k]],
+        max_batch=int(fleet.candidates.max_batch[k]),
+        num_replicas=reason.replicas or None,
+        cost_cents_per_h=reason.cost_per_h,
+        reason=reason.reason.value,
+        detail=reason.detail,
+    )

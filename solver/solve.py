@@ -1,0 +1,304 @@
+"""Solve an `AllocationProblem` exactly, level by level of its objective, within a deadline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver.backends.greedy import greedy
+from solver.check import carried_rps, score
+from solver.errors import SolverError
+from solver.formulate import formulate, program
+from solver.milp import Milp, SolveOptions, Termination
+from solver.problem import DEMAND_TOLERANCE, Level, LevelKind, Plan
+from solver.reduce import dominated, keep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.formulate import Formulation
+    from solver.milp import Backend, BoolArray, FloatArray, RawSolution
+    from solver.problem import AllocationProblem
+
+# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
+_HOLD_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """What is known of one level of the objective.
+
+    Attributes
+    ----------
+    level : Level
+    value : float
+        Of the plan.
+    bound : float
+        Proven lower bound, given the values of the levels before; -inf when nothing is proven.
+    termination : Termination
+    """
+
+    level: Level
+    value: float
+    bound: float
+    termination: Termination
+
+
+@dataclass(frozen=True)
+class GpuValue:
+    """Duals of the inventory rows in the linear relaxation of the last programs solved.
+
+    Attributes
+    ----------
+    cost_per_h : (T,) float
+        Cost per hour that one more GPU of the type would save, >= 0; NaN where the type is unlimited.
+    unserved : (T,) float
+        Unserved share that it would serve at the first level that is not fully served; zeros when all is
+        served, NaN where the type is unlimited.
+    """
+
+    cost_per_h: FloatArray
+    unserved: FloatArray
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A plan and how good it is.
+
+    Attributes
+    ----------
+    plan : Plan
+        Over all options of the problem.
+    levels : tuple of LevelResult
+        Most important first, cost last.
+    dominated : (J,) bool
+        Options left out of the program because another one replaces them at no loss.
+    value_of_gpu : GpuValue
+    solver, version : str
+    program : Milp or None
+        The last program solved, for a model file; None when there was nothing to decide.
+    """
+
+    plan: Plan
+    levels: tuple[LevelResult, ...]
+    dominated: BoolArray
+    value_of_gpu: GpuValue
+    solver: str
+    version: str
+    program: Milp | None
+
+    @property
+    def termination(self) -> Termination:
+        """Optimal when every level is; otherwise why the first one that is not stopped."""
+        return next(
+            (r.termination for r in self.levels if r.termination is not Termination.OPTIMAL),
+            Termination.OPTIMAL,
+        )
+
+
+class _Clock:
+    """What is left of the time limit."""
+
+    def __init__(self, limit_s: float, now: Callable[[], float]) -> None:
+        self._now = now
+        self._end = now() + limit_s
+
+    def left_s(self, share: float = 1.0) -> float:
+        # A solver asked for no time at all may not even look at a start.
+        return max(share * (self._end - self._now()), 0.01)
+
+
+def solve(
+    problem: AllocationProblem,
+    backend: Backend,
+    options: SolveOptions,
+    *,
+    names: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> Solved:
+    """Find the best plan for `problem`.
+
+    Everything served at the least cost is tried first: where that is possible every service level is
+    zero at once. Otherwise the levels are solved in their order, each with those before it held.
+
+    Parameters
+    ----------
+    problem : AllocationProblem
+    backend : Backend
+    options : SolveOptions
+        Time limit and gap for the whole of it.
+    names : bool
+        Name the columns and rows of `Solved.program`.
+    now : callable
+        Monotonic clock in seconds.
+
+    Raises
+    ------
+    SolverError
+        From the backend, or when it calls a program infeasible that has a feasible point.
+    """
+    clock = _Clock(options.time_limit_s, now)
+    out = dominated(problem)
+    kept = np.flatnonzero(~out)
+    reduced = keep(problem, kept)
+    if not kept.size:
+        return _nothing_to_decide(problem, out)
+    fallback = greedy(reduced)
+
+    everything = formulate(reduced, serve_all=True, names=names)
+    raw = backend.solve(
+        program(everything, len(everything.objectives) - 1),
+        replace(options, time_limit_s=clock.left_s(0.5), start=_start(everything, reduced, fallback)),
+    )
+    if raw.x is not None:
+        solved = _all_served(reduced, everything, raw)
+        value = _value_of_gpu(reduced, everything, solved, backend, options, clock)
+        return _widen(
+            problem, kept, out, solved, value, raw, program(everything, len(everything.objectives) - 1)
+        )
+    formulation = formulate(reduced, serve_all=False, names=names)
+    solved, last, milp = _by_level(reduced, formulation, backend, options, clock, fallback)
+    value = _value_of_gpu(reduced, formulation, solved, backend, options, clock)
+    return _widen(problem, kept, out, solved, value, last, milp)
+
+
+@dataclass(frozen=True)
+class _Found:
+    plan: Plan
+    levels: tuple[LevelResult, ...]
+
+
+def _start(formulation: Formulation, problem: AllocationProblem, plan: Plan) -> FloatArray | None:
+    """Return `plan` as a start where it serves everything the formulation demands."""
+    if (score(problem, plan).served_share < 1.0).any():
+        return None
+    return formulation.point(plan, problem)
+
+
+def _all_served(problem: AllocationProblem, formulation: Formulation, raw: RawSolution) -> _Found:
+    if raw.x is None:
+        raise ValueError("a point is needed")
+    results = [LevelResult(o.level, 0.0, 0.0, Termination.OPTIMAL) for o in formulation.objectives[:-1]]
+    cost = LevelResult(formulation.objectives[-1].level, raw.objective, raw.bound, raw.termination)
+    return _Found(formulation.read_plan(raw.x), (*results, cost))
+
+
+def _by_level(
+    problem: AllocationProblem,
+    formulation: Formulation,
+    backend: Backend,
+    options: SolveOptions,
+    clock: _Clock,
+    fallback: Plan,
+) -> tuple[_Found, RawSolution, Milp]:
+    """Solve level after level; where a level finds no point in time, the best plan so far stands in."""
+    plan = fallback
+    results: list[LevelResult] = []
+    limits: tuple[float, ...] = ()
+    last = len(formulation.objectives) - 1
+    for index, objective in enumerate(formulation.objectives):
+        milp = program(formulation, index, limits)
+        share = 1.0 if index == last else 0.5
+        raw = backend.solve(
+            milp,
+            replace(options, time_limit_s=clock.left_s(share), start=formulation.point(plan, problem)),
+        )
+        if raw.termination in (Termination.INFEASIBLE, Termination.UNBOUNDED):
+            raise SolverError(
+                f"{raw.solver} calls level {objective.level.name} {raw.termination}; it has a point"
+            )
+        if raw.x is not None:
+            plan = formulation.read_plan(raw.x)
+            value = raw.objective
+        else:
+            value = score(problem, plan).levels[index]
+        results.append(LevelResult(objective.level, value, raw.bound, raw.termination))
+        limits = (*limits, value + _HOLD_TOLERANCE * max(1.0, abs(value)))
+    return _Found(plan, tuple(results)), raw, milp
+
+
+def _value_of_gpu(
+    problem: AllocationProblem,
+    formulation: Formulation,
+    found: _Found,
+    backend: Backend,
+    options: SolveOptions,
+    clock: _Clock,
+) -> GpuValue:
+    """Duals of the relaxed programs: of the cost level, and of the first level that is not fully served."""
+    limits = tuple(r.value + _HOLD_TOLERANCE * max(1.0, abs(r.value)) for r in found.levels[:-1])
+    cost = _inventory_duals(formulation, program(formulation, len(limits), limits), backend, options, clock)
+    short = next((i for i, r in enumerate(found.levels[:-1]) if r.value > _HOLD_TOLERANCE), None)
+    if short is None:
+        return GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
+    milp = program(formulation, short, limits[:short])
+    return GpuValue(cost, _inventory_duals(formulation, milp, backend, options, clock))
+
+
+def _inventory_duals(
+    formulation: Formulation, milp: Milp, backend: Backend, options: SolveOptions, clock: _Clock
+) -> FloatArray:
+    """Fall of the relaxed optimum per GPU of each type, shape (T,); NaN where unlimited or not known."""
+    result = np.full(len(formulation.inventory_row), np.nan)
+    raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(), relax=True, start=None))
+    if raw.row_dual is None:
+        return result
+    for rows in (formulation.inventory_row, formulation.single_card_row):
+        there = rows >= 0
+        result[there] = np.nan_to_num(result[there]) + np.maximum(-raw.row_dual[rows[there]], 0.0)
+    return result
+
+
+def _widen(
+    problem: AllocationProblem,
+    kept: np.ndarray,
+    out: BoolArray,
+    found: _Found,
+    value: GpuValue,
+    raw: RawSolution,
+    milp: Milp,
+) -> Solved:
+    replicas = np.zeros(len(problem.option_server), dtype=np.int64)
+    replicas[kept] = found.plan.replicas
+    return Solved(Plan(replicas), found.levels, out, value, raw.solver, raw.version, milp)
+
+
+def _nothing_to_decide(problem: AllocationProblem, out: BoolArray) -> Solved:
+    """No server has an option: the empty plan is the only one."""
+    plan = Plan(np.zeros(len(problem.option_server), dtype=np.int64))
+    worth = score(problem, plan).levels[-1]
+    level = Level(LevelKind.COST, np.ones(len(problem.servers), dtype=bool), "cost")
+    none = np.full(len(problem.gpu_types), np.nan)
+    return Solved(
+        plan,
+        (LevelResult(level, worth, worth, Termination.OPTIMAL),),
+        out,
+        GpuValue(none, none),
+        "none",
+        "",
+        None,
+    )
+
+
+def prefer_small_batches(problem: AllocationProblem, plan: Plan) -> Plan:
+    """Move each used option to the smallest batch limit that still carries its load with its replicas.
+
+    Of equal plans (same accelerator, replicas and cost) this is the robust one: the queue waits in front of
+    the replica instead of slowing every token.
+    """
+    replicas = plan.replicas.copy()
+    carried = carried_rps(problem, plan)
+    pair = problem.option_server * max(len(problem.accelerators), 1) + problem.option_accelerator
+    used = np.flatnonzero(plan.replicas > 0)
+    firsts, ends = np.searchsorted(pair, pair[used]), np.searchsorted(pair, pair[used], side="right")
+    for j, first, end in zip(
+        used[ends - firsts > 1], firsts[ends - firsts > 1], ends[ends - firsts > 1], strict=True
+    ):
+        enough = problem.capacity_rps[first:end] * plan.replicas[j] >= carried[j] * (1.0 - DEMAND_TOLERANCE)
+        smallest = first + int(np.argmax(enough))
+        replicas[j] = 0
+        replicas[smallest] = plan.replicas[j]
+    return Plan(replicas)
