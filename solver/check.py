@@ -93,6 +93,25 @@ def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArra
     return penalty
 
 
+def cost_alone_per_h(problem: AllocationProblem) -> FloatArray:
+    """Cost of each option serving its server alone, with the switching penalty, shape (J,)."""
+    width = max(len(problem.accelerators), 1)
+    cost = problem.cost_per_h * problem.replicas_needed
+    current = problem.current_server * width + problem.current_accelerator
+    option = problem.option_server * width + problem.option_accelerator
+    order = np.argsort(current)
+    spot = np.minimum(np.searchsorted(current[order], option), max(len(current) - 1, 0))
+    kept = np.zeros(len(cost))
+    if len(current):
+        found = current[order][spot] == option
+        kept[found] = problem.current_cost_per_h[order][spot[found]]
+    all_left = np.bincount(problem.current_server, problem.current_cost_per_h, minlength=len(problem.servers))
+    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
+    penalty = all_left[problem.option_server] - kept + np.where(newly, cost, 0.0)
+    result: FloatArray = cost + problem.policy.switching_factor * penalty
+    return result
+
+
 def score(problem: AllocationProblem, plan: Plan) -> Score:
     """Value of every level of the objective for `plan`."""
     share = served_share(problem, plan)

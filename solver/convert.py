@@ -468,13 +468,13 @@ def to_allocations(fleet: Fleet, problem: AllocationProblem, plan: Plan) -> dict
         )
     has_option = set(fleet.server[fleet.options].tolist())
     return {
-        server.name: _allocation(server, parts.get(s, []), _load(server, float(fleet.arrival_rps[s])))
+        server.name: _allocation(server, parts.get(s, []))
         for s, server in enumerate(fleet.wire)
         if s in has_option or not needs_something(fleet, s)
     }
 
 
-def _allocation(server: schema.Server, parts: list[schema.AllocPart], load: schema.Load) -> schema.Allocation:
+def _allocation(server: schema.Server, parts: list[schema.AllocPart]) -> schema.Allocation:
     """Join the parts of one server; of a mix the accelerator that carries the most load stands at the top."""
     if not parts:
         return schema.Allocation(
@@ -484,7 +484,7 @@ def _allocation(server: schema.Server, parts: list[schema.AllocPart], load: sche
             cost_cents_per_h=0.0,
             itl_average_ms=0.0,
             ttft_average_ms=0.0,
-            load=load,
+            load=_load(server, 0.0),
         )
     main = max(parts, key=lambda part: part.load.arrival_rate_rpm)
     carried = sum(part.load.arrival_rate_rpm for part in parts)
@@ -503,7 +503,7 @@ def _allocation(server: schema.Server, parts: list[schema.AllocPart], load: sche
         itl_average_ms=mean([part.itl_average_ms for part in parts]),
         ttft_average_ms=ttft,
         wait_average_ms=ttft if server.current_alloc.load.avg_length is not None else None,
-        load=load,
+        load=_load(server, carried / S_PER_MIN),
         parts=parts if len(parts) > 1 else None,
     )
 
@@ -520,13 +520,13 @@ def metrics_at(fleet: Fleet, which: IntArray, arrival_rps: FloatArray) -> Metric
     """
     chosen = fleet.candidates.take(which)
     alone = (arrival_rps <= 0) | (chosen.out_tokens <= 0)
-    loaded, single = np.flatnonzero(~alone), np.flatnonzero(alone)
+    modelled = fleet.law[which] != MEASURED
+    loaded, single = np.flatnonzero(modelled & ~alone), np.flatnonzero(modelled & alone)
     at_load, at_rest = evaluate(chosen.take(loaded), arrival_rps[loaded]), unloaded(chosen.take(single))
     joined = {}
     for field in fields(Metrics):
         values = np.full(len(which), np.nan)
         values[loaded], values[single] = getattr(at_load, field.name), getattr(at_rest, field.name)
-        values[fleet.law[which] == MEASURED] = np.nan
         joined[field.name] = values
     return Metrics(**joined)
 

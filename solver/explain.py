@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.capacity import Limit
-from solver.check import served_share, switching_penalty_per_h
+from solver.check import cost_alone_per_h, served_share, switching_penalty_per_h
 from solver.convert import held_gpus, in_ms, in_rpm, needs_something
 from solver.problem import NO_LIMIT
 
@@ -172,7 +172,7 @@ def not_taken(
     than one of those taken (less than the whole allocation for one that misses a target).
     """
     got = _Got.of(problem, plan)
-    alone = _cost_alone(problem)
+    alone = cost_alone_per_h(problem)
     option_of = np.full(len(fleet.server), -1)
     option_of[fleet.options] = np.arange(len(problem.option_server))
 
@@ -180,7 +180,7 @@ def not_taken(
     candidate = np.flatnonzero(served[fleet.server] & ~_is_taken(fleet, option_of, plan))
     server, option = fleet.server[candidate], option_of[candidate]
     unit = fleet.cost_per_h[candidate]
-    total = np.where(option >= 0, alone.total[option], np.nan)
+    total = np.where(option >= 0, alone[option], np.nan)
     cheaper = total < got.total[server] - _SAME_COST * np.maximum(1.0, got.total[server])
     looks = np.where(option >= 0, cheaper | (unit < got.unit[server]), unit < got.cost[server])
     runner_up = np.zeros(len(candidate), dtype=bool)
@@ -217,29 +217,6 @@ class _Got:
         return _Got(replicas, cost, cost + switching_penalty_per_h(problem, plan), unit)
 
 
-@dataclass(frozen=True)
-class _Alone:
-    """Each option serving its server alone: cost, and with the switching penalty, shape (J,)."""
-
-    cost: FloatArray
-    total: FloatArray
-
-
-def _cost_alone(problem: AllocationProblem) -> _Alone:
-    width = max(len(problem.accelerators), 1)
-    cost = problem.cost_per_h * problem.replicas_needed
-    everything = np.bincount(
-        problem.current_server, problem.current_cost_per_h, minlength=len(problem.servers)
-    )
-    pairs = problem.current_server * width + problem.current_accelerator
-    kept = {int(p): float(c) for p, c in zip(pairs, problem.current_cost_per_h, strict=True)}
-    option_pair = problem.option_server * width + problem.option_accelerator
-    keeps = np.array([kept.get(int(p), 0.0) for p in option_pair]) if kept else np.zeros(len(cost))
-    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
-    penalty = everything[problem.option_server] - keeps + np.where(newly, cost, 0.0)
-    return _Alone(cost, cost + problem.policy.switching_factor * penalty)
-
-
 def _is_taken(fleet: Fleet, option_of: IntArray, plan: Plan) -> BoolArray:
     """Candidates on an accelerator that the plan uses for their server, at whatever batch limit."""
     width = max(len(fleet.accelerators), 1)
@@ -258,7 +235,7 @@ def _judge(
     s: int,
     j: int,
     got: _Got,
-    alone: _Alone,
+    alone: FloatArray,
     *,
     cheaper: bool,
 ) -> NotTaken:
@@ -268,8 +245,9 @@ def _judge(
         return NotTaken(k, 0, np.nan, Reason.KEEP_ACCELERATOR, f"the server keeps {current}")
     if j < 0:
         return NotTaken(k, 0, np.nan, Reason.TARGET_MISSED, in_words(fleet, k))
-    replicas, cost = int(problem.replicas_needed[j]), float(alone.cost[j])
-    more = alone.total[j] - got.total[s]
+    replicas = int(problem.replicas_needed[j])
+    cost = replicas * float(problem.cost_per_h[j])
+    more = alone[j] - got.total[s]
     gpu_type = problem.gpu_types[problem.gpu_type[j]]
     if replicas > problem.max_replicas[s]:
         reason, detail = (
@@ -285,7 +263,7 @@ def _judge(
             Reason.DOMINATED,
             f"another option on {gpu_type} has no less capacity at no more cost",
         )
-    elif alone.cost[j] < got.cost[s] - _SAME_COST * max(1.0, got.cost[s]):
+    elif cost < got.cost[s] - _SAME_COST * max(1.0, got.cost[s]):
         reason = Reason.SWITCHING_PENALTY
         detail = f"cheaper by {got.cost[s] - cost:.6g} per hour, less than the penalty of switching"
     else:

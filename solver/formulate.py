@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver.check import cost_alone_per_h
 from solver.milp import Milp
 from solver.packing import is_chain, patterns
 from solver.problem import DEMAND_TOLERANCE, NO_LIMIT, Level, LevelKind, Plan, levels
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
-    from solver.problem import AllocationProblem
+    from solver.problem import AllocationProblem, Policy
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Formulation:
         units = np.rint(x[self.option_column]).astype(np.int64)
         return Plan(units * self.replicas_per_unit)
 
-    def point(self, plan: Plan, problem: AllocationProblem) -> FloatArray:
+    def point(self, plan: Plan) -> FloatArray:
         """Return a start for a solver: the option columns of `plan`, NaN elsewhere, shape (n,)."""
         x = np.full(self.milp.columns, np.nan)
         x[self.option_column] = plan.replicas // self.replicas_per_unit
@@ -203,6 +204,11 @@ class _Frame:
         return tuple(f"{stem}[{self.problem.servers[s]}]" for s in servers) if self.named else ()
 
 
+def is_whole(policy: Policy, *, serve_all: bool) -> bool:
+    """Whether the program of this policy has the whole shape."""
+    return policy.max_types == 1 and (serve_all or not policy.partial)
+
+
 def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = False) -> Formulation:
     """Write the program of `problem`.
 
@@ -216,7 +222,7 @@ def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = Fals
         Name columns and rows, for a model file.
     """
     policy = problem.policy
-    whole = policy.max_types == 1 and (serve_all or not policy.partial)
+    whole = is_whole(policy, serve_all=serve_all)
     builder = _Builder()
     frame = _columns(builder, problem, whole=whole, serve_all=serve_all, names=names)
     if whole:
@@ -275,7 +281,7 @@ def _columns(
     options = builder.add_columns(0.0, upper, integer=True, names=option_names)
     share = np.full(len(servers), 0.0 if serve_all else 1.0)
     # With whole columns y, u = 1 - sum y is integral by itself.
-    binary = not whole and not problem.policy.partial
+    binary = not whole and not problem.policy.partial and not serve_all
     unserved = builder.add_columns(
         0.0, share, integer=binary, names=tuple(f"u[{problem.servers[s]}]" for s in servers) if names else ()
     )
@@ -527,28 +533,20 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
     """
     problem = frame.problem
     factor = problem.policy.switching_factor
-    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
-    per_replica = problem.cost_per_h * (1.0 + factor * newly)
-    unit_cost = per_replica * frame.per_unit
+    if whole:
+        # Without any option everything is left; each option's cost alone says what it takes back.
+        left_of = np.bincount(
+            problem.current_server, problem.current_cost_per_h, minlength=len(problem.servers)
+        )
+        cost = np.zeros(builder.columns)
+        cost[frame.option_column] = cost_alone_per_h(problem) - factor * left_of[problem.option_server]
+        return Objective(level, cost, factor * float(left_of.sum()))
 
+    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     width = max(len(problem.accelerators), 1)
     option_pair = problem.option_server * width + problem.option_accelerator
     current_pair = problem.current_server * width + problem.current_accelerator
     leaving = factor * problem.current_cost_per_h
-    offset = 0.0
-    if whole:
-        # Everything is left, then each option takes back what it keeps.
-        offset = float(leaving.sum())
-        order = np.argsort(current_pair)
-        spot = np.searchsorted(current_pair[order], option_pair)
-        spot = np.minimum(spot, max(len(order) - 1, 0))
-        if len(order):
-            kept = current_pair[order][spot] == option_pair
-            unit_cost = unit_cost - np.where(kept, leaving[order][spot], 0.0)
-        cost = np.zeros(builder.columns)
-        cost[frame.option_column] = unit_cost
-        return Objective(level, cost, offset)
-
     reachable = np.isin(current_pair, option_pair)
     offset = float(leaving[~reachable].sum())
     names = frame.names("left", problem.current_server[reachable])
@@ -565,6 +563,6 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
         frame.names("leave", problem.current_server[reachable]),
     )
     cost = np.zeros(builder.columns)
-    cost[frame.option_column] = unit_cost
+    cost[frame.option_column] = problem.cost_per_h * (1.0 + factor * newly)
     cost[left] = leaving[reachable]
     return Objective(level, cost, offset)

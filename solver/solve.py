@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.backends.greedy import greedy
-from solver.check import carried_rps, score
+from solver.check import carried_rps, score, served_share
 from solver.errors import SolverError
-from solver.formulate import formulate, program
+from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
 from solver.problem import DEMAND_TOLERANCE, Level, LevelKind, Plan
 from solver.reduce import dominated, keep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from solver.formulate import Formulation
-    from solver.milp import Backend, BoolArray, FloatArray, RawSolution
+    from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
     from solver.problem import AllocationProblem
 
 # How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
@@ -142,96 +142,101 @@ def solve(
     """
     clock = _Clock(options.time_limit_s, now)
     out = dominated(problem)
-    kept = np.flatnonzero(~out)
-    reduced = keep(problem, kept)
-    if not kept.size:
+    if out.all():
         return _nothing_to_decide(problem, out)
-    fallback = greedy(reduced)
+    fallback = greedy(problem)
 
-    everything = formulate(reduced, serve_all=True, names=names)
-    raw = backend.solve(
-        program(everything, len(everything.objectives) - 1),
-        replace(options, time_limit_s=clock.left_s(0.5), start=_start(everything, reduced, fallback)),
-    )
+    first = _stage(problem, serve_all=True, names=names)
+    index = len(first.formulation.objectives) - 1
+    milp = program(first.formulation, index)
+    all_served = (served_share(problem, fallback) == 1.0).all()
+    start = first.start(fallback) if all_served else None
+    raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(0.5), start=start))
     if raw.x is not None:
-        solved = _all_served(reduced, everything, raw)
-        value = _value_of_gpu(reduced, everything, solved, backend, options, clock)
-        return _widen(
-            problem, kept, out, solved, value, raw, program(everything, len(everything.objectives) - 1)
-        )
-    formulation = formulate(reduced, serve_all=False, names=names)
-    solved, last, milp = _by_level(reduced, formulation, backend, options, clock, fallback)
-    value = _value_of_gpu(reduced, formulation, solved, backend, options, clock)
-    return _widen(problem, kept, out, solved, value, last, milp)
+        plan, results, stage = first.plan(raw.x), _all_served(first.formulation, raw), first
+    else:
+        stage = _stage(problem, serve_all=False, names=names)
+        plan, results, raw, milp = _by_level(stage, backend, options, clock, fallback)
+    value = _value_of_gpu(stage.formulation, results, backend, options, clock)
+    return Solved(plan, results, out, value, raw.solver, raw.version, milp)
 
 
 @dataclass(frozen=True)
-class _Found:
-    plan: Plan
-    levels: tuple[LevelResult, ...]
+class _Stage:
+    """A formulation over some options of a problem."""
+
+    problem: AllocationProblem
+    options: IntArray
+    formulation: Formulation
+
+    def plan(self, x: FloatArray) -> Plan:
+        """Plan over all options of the problem."""
+        replicas = np.zeros(len(self.problem.option_server), dtype=np.int64)
+        replicas[self.options] = self.formulation.read_plan(x).replicas
+        return Plan(replicas)
+
+    def start(self, plan: Plan) -> FloatArray | None:
+        """`plan` as a start for the solver; None where it uses an option that is left out."""
+        mine = Plan(plan.replicas[self.options])
+        if mine.replicas.sum() != plan.replicas.sum():
+            return None
+        return self.formulation.point(mine)
 
 
-def _start(formulation: Formulation, problem: AllocationProblem, plan: Plan) -> FloatArray | None:
-    """Return `plan` as a start where it serves everything the formulation demands."""
-    if (score(problem, plan).served_share < 1.0).any():
-        return None
-    return formulation.point(plan, problem)
+def _stage(problem: AllocationProblem, *, serve_all: bool, names: bool) -> _Stage:
+    options = np.flatnonzero(~dominated(problem, whole=is_whole(problem.policy, serve_all=serve_all)))
+    return _Stage(problem, options, formulate(keep(problem, options), serve_all=serve_all, names=names))
 
 
-def _all_served(problem: AllocationProblem, formulation: Formulation, raw: RawSolution) -> _Found:
-    if raw.x is None:
-        raise ValueError("a point is needed")
+def _all_served(formulation: Formulation, raw: RawSolution) -> tuple[LevelResult, ...]:
+    """Every level but the last is zero."""
     results = [LevelResult(o.level, 0.0, 0.0, Termination.OPTIMAL) for o in formulation.objectives[:-1]]
-    cost = LevelResult(formulation.objectives[-1].level, raw.objective, raw.bound, raw.termination)
-    return _Found(formulation.read_plan(raw.x), (*results, cost))
+    return (
+        *results,
+        LevelResult(formulation.objectives[-1].level, raw.objective, raw.bound, raw.termination),
+    )
 
 
 def _by_level(
-    problem: AllocationProblem,
-    formulation: Formulation,
-    backend: Backend,
-    options: SolveOptions,
-    clock: _Clock,
-    fallback: Plan,
-) -> tuple[_Found, RawSolution, Milp]:
+    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock, fallback: Plan
+) -> tuple[Plan, tuple[LevelResult, ...], RawSolution, Milp]:
     """Solve level after level; where a level finds no point in time, the best plan so far stands in."""
     plan = fallback
     results: list[LevelResult] = []
-    limits: tuple[float, ...] = ()
-    last = len(formulation.objectives) - 1
-    for index, objective in enumerate(formulation.objectives):
-        milp = program(formulation, index, limits)
-        share = 1.0 if index == last else 0.5
-        raw = backend.solve(
-            milp,
-            replace(options, time_limit_s=clock.left_s(share), start=formulation.point(plan, problem)),
-        )
+    objectives = stage.formulation.objectives
+    for index, objective in enumerate(objectives):
+        milp = program(stage.formulation, index, _limits(results))
+        share = 1.0 if index == len(objectives) - 1 else 0.5
+        raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(share), start=stage.start(plan)))
         if raw.termination in (Termination.INFEASIBLE, Termination.UNBOUNDED):
             raise SolverError(
                 f"{raw.solver} calls level {objective.level.name} {raw.termination}; it has a point"
             )
         if raw.x is not None:
-            plan = formulation.read_plan(raw.x)
+            plan = stage.plan(raw.x)
             value = raw.objective
         else:
-            value = score(problem, plan).levels[index]
+            value = score(stage.problem, plan).levels[index]
         results.append(LevelResult(objective.level, value, raw.bound, raw.termination))
-        limits = (*limits, value + _HOLD_TOLERANCE * max(1.0, abs(value)))
-    return _Found(plan, tuple(results)), raw, milp
+    return plan, tuple(results), raw, milp
+
+
+def _limits(results: Sequence[LevelResult]) -> tuple[float, ...]:
+    """How large each level solved so far may be in the next one."""
+    return tuple(r.value + _HOLD_TOLERANCE * max(1.0, abs(r.value)) for r in results)
 
 
 def _value_of_gpu(
-    problem: AllocationProblem,
     formulation: Formulation,
-    found: _Found,
+    results: tuple[LevelResult, ...],
     backend: Backend,
     options: SolveOptions,
     clock: _Clock,
 ) -> GpuValue:
     """Duals of the relaxed programs: of the cost level, and of the first level that is not fully served."""
-    limits = tuple(r.value + _HOLD_TOLERANCE * max(1.0, abs(r.value)) for r in found.levels[:-1])
+    limits = _limits(results[:-1])
     cost = _inventory_duals(formulation, program(formulation, len(limits), limits), backend, options, clock)
-    short = next((i for i, r in enumerate(found.levels[:-1]) if r.value > _HOLD_TOLERANCE), None)
+    short = next((i for i, r in enumerate(results[:-1]) if r.value > _HOLD_TOLERANCE), None)
     if short is None:
         return GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
     milp = program(formulation, short, limits[:short])
@@ -250,20 +255,6 @@ def _inventory_duals(
         there = rows >= 0
         result[there] = np.nan_to_num(result[there]) + np.maximum(-raw.row_dual[rows[there]], 0.0)
     return result
-
-
-def _widen(
-    problem: AllocationProblem,
-    kept: np.ndarray,
-    out: BoolArray,
-    found: _Found,
-    value: GpuValue,
-    raw: RawSolution,
-    milp: Milp,
-) -> Solved:
-    replicas = np.zeros(len(problem.option_server), dtype=np.int64)
-    replicas[kept] = found.plan.replicas
-    return Solved(Plan(replicas), found.levels, out, value, raw.solver, raw.version, milp)
 
 
 def _nothing_to_decide(problem: AllocationProblem, out: BoolArray) -> Solved:

@@ -213,3 +213,29 @@ def random_problem(seed: int) -> AllocationProblem:
             switching_factor=float(rng.choice([0.0, 0.1])),
         ),
     )
+
+
+def two_by_two(policy: Policy) -> AllocationProblem:
+    """Servers a (10 req/s) and b (6 req/s, on X now); X is 1 card at 3 per h, Y 2 cards at 5 per h."""
+    return AllocationProblem(
+        servers=("a", "b"),
+        accelerators=("X", "Y"),
+        gpu_types=("tx", "ty"),
+        arrival_rps=np.array([10.0, 6.0]),
+        min_replicas=np.array([0, 2]),
+        max_replicas=np.array([NO_LIMIT, 5]),
+        priority=np.array([1, 2]),
+        weight=np.array([1.0, 2.0]),
+        option_server=np.array([0, 0, 1, 1]),
+        option_accelerator=np.array([0, 1, 0, 1]),
+        option_batch=np.array([8, 8, 8, 8]),
+        capacity_rps=np.array([2.5, 4.0, 2.0, 8.0]),
+        gpu_type=np.array([0, 1, 0, 1]),
+        gpus=np.array([1, 2, 1, 2]),
+        cost_per_h=np.array([3.0, 5.0, 3.0, 5.0]),
+        current_server=np.array([1]),
+        current_accelerator=np.array([0]),
+        current_cost_per_h=np.array([9.0]),
+        inventory=Inventory(np.array([6, 6]), (None, None)),
+        policy=policy,
+    )
