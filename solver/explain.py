@@ -255,9 +255,9 @@ def _judge(
             f"{replicas} replicas, at most {problem.max_replicas[s]} allowed",
         )
     elif cheaper and problem.inventory.gpus[problem.gpu_type[j]] != NO_LIMIT:
-        needs = replicas * int(problem.gpus[j])
+        needs = f"{replicas * int(problem.gpus[j])} {gpu_type}"
         reason = Reason.INVENTORY
-        detail = f"alone it would save {-more:.6g} per hour; its {needs} {gpu_type} serve others better, or are not there"
+        detail = f"alone it would save {-more:.6g} cents/h; its {needs} serve others better, or are not there"
     elif solved.dominated[j]:
         reason, detail = (
             Reason.DOMINATED,
@@ -265,13 +265,14 @@ def _judge(
         )
     elif cost < got.cost[s] - _SAME_COST * max(1.0, got.cost[s]):
         reason = Reason.SWITCHING_PENALTY
-        detail = f"cheaper by {got.cost[s] - cost:.6g} per hour, less than the penalty of switching"
+        detail = f"cheaper by {got.cost[s] - cost:.6g} cents/h, less than the penalty of switching"
     else:
         rate = in_rpm(float(problem.capacity_rps[j]))
-        reason, detail = (
-            Reason.DEARER,
-            f"dearer by {more:.6g} per hour: {replicas} replicas at {rate:.4g} requests/min each",
+        dearer = (
+            f"dearer by {more:.6g} cents/h" if more > _SAME_COST * max(1.0, got.total[s]) else "no cheaper"
         )
+        reason = Reason.DEARER
+        detail = f"{dearer}: {replicas} replicas at {rate:.4g} requests/min each"
     return NotTaken(k, replicas, cost, reason, detail)
 
 

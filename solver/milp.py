@@ -147,7 +147,7 @@ class SolveOptions:
     relax : bool
         Drop integrality, solve the linear program, return row duals.
     start : (n,) float or None
-        A point to start from; a hint that a backend may ignore.
+        A point to start from, NaN where a value is not known; a hint that a backend may ignore.
     seed : int
     threads : int
     """

@@ -52,10 +52,10 @@ def test_plenty_takes_the_cheapest_and_says_what_the_next_costs_more() -> None:
     reasons = {r.accelerator: r for r in response.report.explanations["one"]}
     assert reasons["H"].reason == "dearer"
     assert reasons["H"].num_replicas == 2
-    assert "dearer by 80 per hour: 2 replicas" in reasons["H"].detail
+    assert "dearer by 80 cents/h: 2 replicas" in reasons["H"].detail
     # S looks cheaper by the replica: 20 against 30.
     assert reasons["S"].reason == "dearer"
-    assert "dearer by 200 per hour" in reasons["S"].detail
+    assert "dearer by 200 cents/h" in reasons["S"].detail
     assert not use(response, "L").binding
     assert use(response, "L").value_of_one_more_gpu.cost_per_hour == 0.0
 
@@ -69,7 +69,7 @@ def test_a_binding_type_is_named_and_worth_something() -> None:
     assert response.allocations["one"].accelerator == "H"
     why = next(r for r in response.report.explanations["one"] if r.accelerator == "L")
     assert why.reason == "inventory"
-    assert "save 80 per hour" in why.detail
+    assert "save 80 cents/h" in why.detail
     assert use(response, "L").binding
     value = use(response, "L").value_of_one_more_gpu
     # Relaxed, a seventh card moves a quarter of server one from 200 on H to 120 on L.
