@@ -47,12 +47,9 @@ def served_share(problem: AllocationProblem, plan: Plan) -> FloatArray:
 
     The smaller of served load over arrival rate and replicas over the minimum of replicas.
     """
-    count = len(problem.servers)
-    replicas = plan.replicas
-    capacity = np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0)
-    served_rps = np.bincount(problem.option_server, capacity * replicas, minlength=count)
-    total = np.bincount(problem.option_server, replicas, minlength=count)
-    share = np.ones(count)
+    served_rps = problem.per_server(_capacity_rps(problem) * plan.replicas)
+    total = problem.per_server(plan.replicas)
+    share = np.ones(len(problem.servers))
     loaded = problem.arrival_rps > 0
     share[loaded] = served_rps[loaded] / problem.arrival_rps[loaded]
     floor = problem.min_replicas > 0
@@ -65,13 +62,17 @@ def carried_rps(problem: AllocationProblem, plan: Plan) -> FloatArray:
 
     Under scarcity every replica carries its full capacity.
     """
-    count = len(problem.servers)
-    capacity = np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0) * plan.replicas
-    total = np.bincount(problem.option_server, capacity, minlength=count)
-    share = np.ones(count)
+    capacity_rps = _capacity_rps(problem) * plan.replicas
+    total = problem.per_server(capacity_rps)
+    share = np.ones(len(problem.servers))
     np.divide(problem.arrival_rps, total, out=share, where=total > 0)
-    result: FloatArray = capacity * np.minimum(share, 1.0)[problem.option_server]
+    result: FloatArray = capacity_rps * np.minimum(share, 1.0)[problem.option_server]
     return result
+
+
+def _capacity_rps(problem: AllocationProblem) -> FloatArray:
+    """Capacity of each option, 0 where there is no load to carry, shape (J,)."""
+    return np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0).astype(np.float64)
 
 
 def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArray:
@@ -139,7 +140,7 @@ def violations(problem: AllocationProblem, plan: Plan) -> list[str]:
         return [f"the plan has {replicas.shape} replicas for {problem.option_server.shape} options"]
     if not np.issubdtype(replicas.dtype, np.integer):
         return [f"replicas must be integers, not {replicas.dtype}"]
-    found = [f"{_option(problem, j)}: {replicas[j]} replicas" for j in np.flatnonzero(replicas < 0)]
+    found = [f"{_option(problem, j)}: {replicas[j]} replicas" for j in np.flatnonzero(replicas < 0).tolist()]
     found += _server_violations(problem, plan)
     found += _inventory_violations(problem, plan)
     return found
@@ -162,7 +163,7 @@ def _server_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
     types = Counter(s for s, _ in pairs)
     batches = np.bincount(problem.option_server[used], minlength=count)
     limit = problem.policy.max_types
-    total = np.bincount(problem.option_server, plan.replicas, minlength=count)
+    total = problem.per_server(plan.replicas)
     share = served_share(problem, plan)
     for s, name in enumerate(problem.servers):
         if limit is not None and types[s] > limit:
@@ -178,7 +179,7 @@ def _server_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
 
 def _inventory_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
     found: list[str] = []
-    cards = np.bincount(problem.gpu_type, problem.gpus * plan.replicas, minlength=len(problem.gpu_types))
+    cards = problem.cards(plan)
     for t, name in enumerate(problem.gpu_types):
         limit = problem.inventory.gpus[t]
         if limit != NO_LIMIT and cards[t] > limit:

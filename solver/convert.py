@@ -123,16 +123,9 @@ def size_fleet(system: schema.System) -> Fleet:
     target = [targets.get((s.class_name, s.model), _NO_TARGET) for s in wire]
     load = [s.current_alloc.load for s in wire]
 
-    length = np.array([x.avg_length or 0.0 for x in load])
-    out_tokens = np.array([x.avg_out_tokens or 0.0 for x in load])
-    in_tokens = np.array([x.avg_in_tokens or 0.0 for x in load])
+    length = np.array([x.length_tokens for x in load])
+    in_tokens, out_tokens = np.array([x.in_out_tokens for x in load]).reshape(-1, 2).T
     arrival_rpm = np.array([x.arrival_rate_rpm for x in load], dtype=np.float64)
-    # Either generation's load serves either generation's laws.
-    length, out_tokens = (
-        np.where(length > 0, length, out_tokens),
-        np.where(out_tokens > 0, out_tokens, length),
-    )
-
     lists = [rows_of_model.get(s.model, _EMPTY) for s in wire]
     row = np.concatenate([*lists, _EMPTY])
     server = np.repeat(np.arange(len(wire)), [len(x) for x in lists])
@@ -141,7 +134,7 @@ def size_fleet(system: schema.System) -> Fleet:
     # A measured capacity needs no tokens to be a capacity.
     measured = np.zeros(len(wire), dtype=bool)
     measured[server[law == MEASURED]] = True
-    loaded = (arrival_rpm > 0) & ((out_tokens > 0) | measured)
+    loaded = (arrival_rpm > 0) & ((out_tokens > 0) | (length > 0) | measured)
     tokens = np.where(law == 1, length[server], out_tokens[server])
     batch = _batch_limits(
         rows, row, tokens, np.array([s.max_batch_size for s in wire], dtype=np.int64)[server]
@@ -219,8 +212,7 @@ def _nan(value: float | None) -> float:
 
 def _gpu_types(system: schema.System) -> tuple[str, ...]:
     names = {a.type for a in system.accelerator_data.accelerators}
-    if system.capacity_data is not None:
-        names |= {c.type for c in system.capacity_data.count} | {n.type for n in system.capacity_data.nodes}
+    names |= {c.type for c in system.capacity_data.count} | {n.type for n in system.capacity_data.nodes}
     return tuple(sorted(names))
 
 
@@ -256,7 +248,8 @@ def _profile_rows(
     table = np.array(records, dtype=np.float64).reshape(len(records), 13).T
 
     def integers(column: int) -> IntArray:
-        return table[column].astype(np.int64)
+        result: IntArray = table[column].astype(np.int64)
+        return result
 
     rows = _Rows(
         accelerator=integers(0),
@@ -277,12 +270,12 @@ def _profile_rows(
 
 
 def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, float, float, float]:
-    """Return alpha, beta, gamma, delta of the profile's law, milliseconds (per token); 0 where it has none."""
+    """Return alpha, beta, gamma, delta of the profile's law, ms (per token); 0 where it has none."""
     if profile.perf_parms is not None:
         return profile.perf_parms.alpha_ms, profile.perf_parms.beta_ms, profile.perf_parms.gamma_ms, 0.0
-    if profile.decode_parms is not None:
-        prefill = profile.prefill_parms or schema.PrefillParms()
-        return profile.decode_parms.alpha_ms, profile.decode_parms.beta_ms, prefill.gamma_ms, prefill.delta_ms
+    if profile.decode_parms is not None and profile.prefill_parms is not None:
+        decode, prefill = profile.decode_parms, profile.prefill_parms
+        return decode.alpha_ms, decode.beta_ms, prefill.gamma_ms, prefill.delta_ms
     return profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0
 
 
@@ -303,7 +296,7 @@ def _batch_limits(rows: _Rows, row: IntArray, tokens: FloatArray, server_limit: 
 
 
 def _wait_factor(load: list[schema.Load], *, burstiness: bool) -> FloatArray:
-    """(Ca^2 + Cs^2) / 2 where burstiness is asked for; a coefficient of variation of 0 or absent counts as 1."""
+    """(Ca^2 + Cs^2) / 2 where burstiness is asked for; a coefficient of 0 or absent counts as 1."""
     if not burstiness:
         return np.ones(len(load))
     arrival = np.array([x.arrival_cov or 1.0 for x in load])
@@ -426,7 +419,7 @@ def needs_something(fleet: Fleet, server: int) -> bool:
 def _inventory(system: schema.System, fleet: Fleet) -> Inventory:
     """GPUs that can be given away; where both a count and nodes are given, both hold."""
     count = len(fleet.gpu_types)
-    if system.optimizer_data.optimizer.unlimited or system.capacity_data is None:
+    if system.optimizer_data.optimizer.unlimited:
         return Inventory(np.full(count, NO_LIMIT), (None,) * count)
     counted = {c.type: c.count for c in system.capacity_data.count}
     nodes: dict[str, list[int]] = {}

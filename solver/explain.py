@@ -148,7 +148,7 @@ def _short(fleet: Fleet, problem: AllocationProblem, plan: Plan, s: int) -> tupl
     needed, most = problem.replicas_needed[mine], problem.max_replicas[s]
     if problem.policy.max_types == 1 and (needed > most).all():
         return Shortage.MAX_REPLICAS, f"at least {needed.min()} replicas are needed, at most {most} allowed"
-    cards = np.bincount(problem.gpu_type, problem.gpus * plan.replicas, minlength=len(problem.gpu_types))
+    cards = problem.cards(plan)
     own = np.bincount(
         problem.gpu_type[mine], (problem.gpus * plan.replicas)[mine], minlength=len(problem.gpu_types)
     )
@@ -201,20 +201,19 @@ def not_taken(
 class _Got:
     """What each server got: replicas, cost, penalty included, and its cheapest replica, shape (S,)."""
 
-    replicas: IntArray
+    replicas: FloatArray
     cost: FloatArray
     total: FloatArray
     unit: FloatArray
 
     @staticmethod
     def of(problem: AllocationProblem, plan: Plan) -> _Got:
-        count = len(problem.servers)
-        cost = np.bincount(problem.option_server, problem.cost_per_h * plan.replicas, minlength=count)
-        unit = np.full(count, np.inf)
+        cost = problem.per_server(problem.cost_per_h * plan.replicas)
+        unit = np.full(len(cost), np.inf)
         used = plan.replicas > 0
         np.minimum.at(unit, problem.option_server[used], problem.cost_per_h[used])
-        replicas = np.bincount(problem.option_server, plan.replicas, minlength=count).astype(np.int64)
-        return _Got(replicas, cost, cost + switching_penalty_per_h(problem, plan), unit)
+        total = cost + switching_penalty_per_h(problem, plan)
+        return _Got(problem.per_server(plan.replicas), cost, total, unit)
 
 
 def _is_taken(fleet: Fleet, option_of: IntArray, plan: Plan) -> BoolArray:
@@ -290,7 +289,7 @@ def type_use(
     a server that is short of GPUs could use them.
     """
     held = held_gpus(fleet)
-    cards = np.bincount(problem.gpu_type, problem.gpus * plan.replicas, minlength=len(fleet.gpu_types))
+    cards = problem.cards(plan)
     wanted = {
         int(fleet.gpu_type[n.candidate])
         for group in reasons.values()

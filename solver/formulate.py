@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
     from solver.problem import AllocationProblem, Policy
 
+    # Row within a block, column and value of each entry.
+    _Entries = tuple[IntArray, IntArray, FloatArray | float]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -131,7 +134,7 @@ class _Builder:
     rows: int = 0
 
     def add_columns(
-        self, lower: float, upper: FloatArray, *, integer: bool, names: tuple[str, ...] = ()
+        self, lower: float, upper: FloatArray | IntArray, *, integer: bool, names: tuple[str, ...] = ()
     ) -> IntArray:
         """Add one column for each entry of `upper`; return their indices."""
         count = len(upper)
@@ -145,7 +148,7 @@ class _Builder:
 
     def add_rows(
         self,
-        entries: list[tuple[IntArray, IntArray, FloatArray | float]],
+        entries: list[_Entries],
         lower: FloatArray | float,
         upper: FloatArray | float,
         count: int,
@@ -270,7 +273,7 @@ def _columns(
     per_unit = needed if whole else np.ones_like(needed)
     upper = (most >= needed).astype(np.int64) if whole else most
     servers, server_of_option = np.unique(problem.option_server, return_inverse=True)
-    option_names = ()
+    option_names: tuple[str, ...] = ()
     if names:
         option_names = tuple(
             f"{'y' if whole else 'n'}[{problem.servers[s]},{problem.accelerators[a]},{b}]"
@@ -444,7 +447,7 @@ def _node_rows(builder: _Builder, frame: _Frame) -> IntArray:
                 large = mine[problem.gpus[mine] >= size]
                 cards = (problem.gpus[large] * frame.per_unit[large]).astype(np.float64)
                 row = builder.add_rows(
-                    [(np.zeros(len(large)), frame.option_column[large], cards)],
+                    [(np.zeros(len(large), dtype=np.int64), frame.option_column[large], cards)],
                     -np.inf,
                     float(size * (free // size).sum()),
                     1,
@@ -471,7 +474,7 @@ def _pattern_rows(builder: _Builder, frame: _Frame, t: int, mine: IntArray, size
         names = tuple(f"fill[{name},{free},{p}]" for p in range(len(fillings))) if frame.named else ()
         fill = builder.add_columns(0.0, np.full(len(fillings), count), integer=True, names=names)
         builder.add_rows(
-            [(np.zeros(len(fill)), fill, 1.0)],
+            [(np.zeros(len(fill), dtype=np.int64), fill, 1.0)],
             -np.inf,
             float(count),
             1,
@@ -483,10 +486,14 @@ def _pattern_rows(builder: _Builder, frame: _Frame, t: int, mine: IntArray, size
         offered = [
             (column, pattern[index]) for group in supply for column, pattern in group if pattern[index]
         ]
-        entries: list[tuple[IntArray, IntArray, FloatArray | float]] = [
-            (np.zeros(len(same)), frame.option_column[same], frame.per_unit[same].astype(np.float64))
+        entries: list[_Entries] = [
+            (
+                np.zeros(len(same), dtype=np.int64),
+                frame.option_column[same],
+                frame.per_unit[same].astype(np.float64),
+            )
         ]
-        entries += [(np.zeros(1), column, -float(number)) for column, number in offered]
+        entries += [(np.zeros(1, dtype=np.int64), column, -float(number)) for column, number in offered]
         builder.add_rows(entries, -np.inf, 0.0, 1, (f"placed[{name},{size}]",) if frame.named else ())
 
 
@@ -507,7 +514,7 @@ def _service_objective(builder: _Builder, frame: _Frame, level: Level) -> Object
             0.0, np.ones(1), integer=False, names=(f"worst[{level.name}]",) if frame.named else ()
         )
         value = np.ones(1)
-        entries: list[tuple[IntArray, IntArray, FloatArray | float]] = [
+        entries: list[_Entries] = [
             (np.arange(count), np.repeat(columns, count), 1.0),
             (np.arange(count), mine, -1.0),
         ]

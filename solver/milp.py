@@ -119,7 +119,8 @@ class Milp:
     def row_activity(self, x: FloatArray) -> FloatArray:
         """``A x``, shape (m,)."""
         row_of_entry = np.repeat(np.arange(self.rows), np.diff(self.row_start))
-        return np.bincount(row_of_entry, self.value * x[self.column], minlength=self.rows)
+        activity = np.bincount(row_of_entry, self.value * x[self.column], minlength=self.rows)
+        return activity.astype(np.float64)
 
     def violation(self, x: FloatArray) -> float:
         """Largest violation of a row, a bound or integrality by x, shape (n,); 0 when feasible."""

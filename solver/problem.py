@@ -143,12 +143,24 @@ class AllocationProblem:
         """Whether the option's server runs on the option's accelerator now, shape (J,)."""
         width = max(len(self.accelerators), 1)
         mine = self.option_server * width + self.option_accelerator
-        return np.isin(mine, self.current_server * width + self.current_accelerator)
+        result: BoolArray = np.isin(mine, self.current_server * width + self.current_accelerator)
+        return result
+
+    def per_server(self, values: FloatArray | IntArray) -> FloatArray:
+        """Sum values of options, shape (J,), by server, shape (S,)."""
+        sums = np.bincount(self.option_server, values, minlength=len(self.servers))
+        return sums.astype(np.float64)
+
+    def cards(self, plan: Plan) -> IntArray:
+        """GPUs of each type that a plan uses, shape (T,)."""
+        sums = np.bincount(self.gpu_type, self.gpus * plan.replicas, minlength=len(self.gpu_types))
+        return sums.astype(np.int64)
 
     @cached_property
     def needs_nothing(self) -> BoolArray:
         """Servers without load and without a minimum: served by nothing at all, shape (S,)."""
-        return (self.arrival_rps == 0) & (self.min_replicas == 0)
+        result: BoolArray = (self.arrival_rps == 0) & (self.min_replicas == 0)
+        return result
 
     @cached_property
     def classes(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
         Compare the replicas that serve the whole demand instead: total GPUs, GPUs per replica, and total cost
         with the switching penalty. Drops more; valid where a server is served by one option or not at all.
     """
+    keys: tuple[FloatArray, ...]
     if whole:
         total = (problem.replicas_needed * problem.gpus).astype(np.float64)
         keys = (total, problem.gpus.astype(np.float64), cost_alone_per_h(problem))

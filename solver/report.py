@@ -44,7 +44,7 @@ def to_report(
     backend: str,
     seconds: dict[str, float],
 ) -> schema.Report:
-    """Write the report; `seconds` is kept by reference, so later stages still enter it."""
+    """Write the report."""
     priority = {c.name: c.priority for c in parsed.system.service_class_data.service_classes}
     objective = judged.score.levels[-1]
     # The solver's bound may exceed the value of its own point by rounding.

@@ -1,0 +1,360 @@
+"""Stationary state of the batch server M/M(n)/1/N+Q, for many servers at once.
+
+Requests arrive as a Poisson process of rate lambda. Up to N are in service together, up to Q more wait in order
+of arrival, the rest is lost. With n requests in service they complete at rate mu(n) together. The number
+present is a birth-death chain:
+
+    p(n) / p(0) = lambda^n / (mu(1) ... mu(n)) for n <= N,    p(N + k) = p(N) r^k,    r = lambda / mu(N).
+
+The states above N are summed in closed form, so the work is O(N) whatever Q is, and everything is done
+in logarithms relative to mu(N), so that neither a large N nor a heavy overload over- or underflows.
+
+References
+----------
+Kleinrock, Queueing Systems, Volume 1 (1975), chapter 3 (birth-death chains).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import gammaincc, gammainccinv, gammaln
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from models.laws import BoolArray, FloatArray, IntArray
+
+# The load that stands for none: small enough to make no difference, large enough not to underflow.
+SMALLEST = 1e-100
+
+# Weights below exp() of this times the anchor are as good as none.
+LOWEST_EXPONENT = -700.0
+ANCHOR_STRIDE = 16
+
+# Elements of a block's matrix, 0.5 MiB of float64: it and a copy fit a core's cache.
+BLOCK_ELEMENTS = 65_536
+
+# Below this |Q log r| the formulas for r -> 1 are used: where their error meets that of the cancellation.
+FLAT = 1e-4
+FLAT_TAIL = 1e-8
+
+# Below this the logarithm of a probability is computed by a continued fraction.
+TINY = 1e-290
+FRACTION_STEPS = 20
+
+PERCENTILE_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class State:
+    """Stationary figures of g servers at one arrival rate each, every array of shape (g,).
+
+    Attributes
+    ----------
+    idle_probability : float
+        p(0).
+    loss_probability : float
+        p(N + Q), the share of the arrivals that is lost.
+    accepted : float
+        1 - p(N + Q), exact even where almost everything is lost.
+    occupancy : float
+        L, mean number in service, 0..N.
+    service_s : float
+        Mean time in service of an accepted request, L / throughput.
+    waiting_probability : float
+        Share of the accepted requests that wait.
+    wait_s : float
+        Mean wait of the accepted requests.
+    max_queue : float
+        Q.
+    full_rate_rps : float
+        mu(N).
+    log_load : float
+        log(lambda / mu(N)).
+    """
+
+    idle_probability: FloatArray
+    loss_probability: FloatArray
+    accepted: FloatArray
+    occupancy: FloatArray
+    service_s: FloatArray
+    waiting_probability: FloatArray
+    wait_s: FloatArray
+    max_queue: FloatArray
+    full_rate_rps: FloatArray
+    log_load: FloatArray
+
+    def take(self, index: IntArray | BoolArray) -> State:
+        """Return the servers at an index or mask, in its order."""
+        return State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def wait_tail(self, wait_s: FloatArray) -> FloatArray:
+        """Probability that an accepted request waits longer than a time.
+
+        A request that finds k others waiting for service waits for k + 1 completions at rate mu(N), so
+
+            P(W > t) = P(wait) sum_{k<Q} r^k P(Poisson(m) <= k) / sum_{k<Q} r^k,    m = mu(N) t.
+
+        Exchanging the sums and writing G(Q, m) = P(Poisson(m) < Q), a regularised incomplete gamma
+        function, the quotient is (e^{-m (1-r)} G(Q, r m) - r^Q G(Q, m)) / (1 - r^Q), and for r = 1 it is
+        G(Q, m) - (m / Q) G(Q - 1, m). Where Q grows without bound it becomes e^{-(mu(N) - lambda) t}.
+
+        Parameters
+        ----------
+        wait_s : (g,) float
+            t >= 0.
+
+        References
+        ----------
+        https://dlmf.nist.gov/8.4#E10 (the Poisson sum as an incomplete gamma function).
+        """
+        mean = self.full_rate_rps * wait_s
+        return self.waiting_probability * _tail_given_wait(self.max_queue, self.log_load, mean)
+
+    def wait_percentile(self, share: FloatArray) -> FloatArray:
+        """Wait that a share of the accepted requests does not exceed.
+
+        Parameters
+        ----------
+        share : (g,) float
+            In [0, 1).
+
+        Returns
+        -------
+        (g,) float
+            Seconds; 0 where at least that share does not wait. Exact to 1e-12 of the longest wait there is
+            at that share, that of a request that finds Q - 1 others waiting.
+        """
+        beyond = 1.0 - share
+        some_wait = self.waiting_probability > beyond
+        # Nobody waits longer than for Q completions.
+        low = np.zeros_like(beyond)
+        high = np.where(some_wait, gammainccinv(np.maximum(self.max_queue, 1.0), beyond), 0.0)
+        for _ in range(PERCENTILE_HALVINGS):
+            middle = 0.5 * (low + high)
+            tail = self.waiting_probability * _tail_given_wait(self.max_queue, self.log_load, middle)
+            later = tail > beyond
+            low = np.where(later, middle, low)
+            high = np.where(later, high, middle)
+        return high / self.full_rate_rps
+
+
+@dataclass(frozen=True)
+class Block:
+    """The states 0..N-1 of servers with a similar N.
+
+    Attributes
+    ----------
+    rows : (m,) int
+        Which servers of the queue these are.
+    members : (m,) int
+        Their rows in `log_weight`, which is not copied when servers drop out.
+    log_weight : (M, W) float
+        log(p(n) / p(0)) at lambda = mu(N) for n = 0..W-1; -inf from n = N on.
+    """
+
+    rows: IntArray
+    members: IntArray
+    log_weight: FloatArray
+
+    def sums(self, log_load: FloatArray, log_floor: FloatArray) -> FloatArray:
+        """Sum up the weights p(n) / p(0), n = 0..N-1.
+
+        Parameters
+        ----------
+        log_load : (m,) float
+            log(lambda / mu(N)).
+        log_floor : (m,) float
+            Logarithm of a weight outside the block; the anchor is at least that.
+
+        Returns
+        -------
+        (3, m) float
+            The anchor, which is the logarithm of about the largest weight, and divided by exp(anchor) the sum of
+            the weights and the sum of n x weight.
+        """
+        count = np.arange(float(self.log_weight.shape[1]))
+        # From one state to the next a weight changes by lambda / mu(n), far too little for the largest one to
+        # hide from exp()'s range between the states looked at here.
+        sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE] + self.log_weight[self.members, ::ANCHOR_STRIDE]
+        anchor = np.maximum(sparse.max(axis=1), log_floor)
+        basis = np.stack((np.ones_like(count), count))
+        weight = np.stack((-anchor, log_load), axis=1) @ basis
+        weight += self.log_weight[self.members]
+        np.maximum(weight, LOWEST_EXPONENT, out=weight)  # exp() is slow where it underflows
+        np.exp(weight, out=weight)
+        return np.vstack((anchor, basis @ weight.T))
+
+
+@dataclass(frozen=True)
+class BatchQueue:
+    """g servers of the kind above, ready to be solved at any arrival rate.
+
+    Attributes
+    ----------
+    max_batch, max_queue : (g,) float
+        N and Q, whole numbers.
+    full_rate_rps : (g,) float
+        mu(N).
+    log_full : (g,) float
+        log(p(N) / p(0)) at lambda = mu(N).
+    blocks : tuple of Block
+        The states below N; each server is in one block.
+    """
+
+    max_batch: FloatArray
+    max_queue: FloatArray
+    full_rate_rps: FloatArray
+    log_full: FloatArray
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def build(
+        cls,
+        service_s: Callable[[IntArray, FloatArray], FloatArray],
+        max_batch: IntArray,
+        max_queue: IntArray,
+    ) -> BatchQueue:
+        """Prepare servers from their service times.
+
+        Parameters
+        ----------
+        service_s : callable
+            ``service_s(rows, batch)``: the time in service, > 0, when n requests always share the server, for
+            the servers `rows`, shape (m,), and n in `batch`, shape (W,); shape (m, W).
+        max_batch, max_queue : (g,) int
+            N >= 1, Q >= 0.
+        """
+        full_rate_rps, log_full = np.empty(len(max_batch)), np.empty(len(max_batch))
+        blocks = []
+        largest_first = np.argsort(-max_batch, kind="stable")
+        while len(largest_first):
+            width = int(max_batch[largest_first[0]])
+            rows, largest_first = np.split(largest_first, [max(1, BLOCK_ELEMENTS // width)])
+            count = np.arange(1.0, width + 1.0)
+            ratio = service_s(rows, count)
+            last = max_batch[rows] - 1
+            full_rate_rps[rows] = max_batch[rows] / ratio[np.arange(len(rows)), last]
+            # log(mu(N) / mu(n)), summed over 1..n; the last term of a row is log 1.
+            ratio *= full_rate_rps[rows, np.newaxis]
+            ratio /= count
+            np.log(ratio, out=ratio)
+            log_weight = np.zeros((len(rows), width))
+            np.cumsum(ratio[:, :-1], axis=1, out=log_weight[:, 1:])
+            log_full[rows] = log_weight[np.arange(len(rows)), last]
+            log_weight[:, 1:][count[:-1] > last[:, np.newaxis]] = -np.inf
+            blocks.append(Block(rows, np.arange(len(rows)), log_weight))
+        return cls(
+            max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(blocks)
+        )
+
+    def take(self, index: IntArray) -> BatchQueue:
+        """Return the servers at distinct indices, in that order."""
+        position = np.full(len(self.max_batch), -1)
+        position[index] = np.arange(len(index))
+        blocks = []
+        for block in self.blocks:
+            rows = position[block.rows]
+            kept = np.flatnonzero(rows >= 0)
+            if len(kept):
+                blocks.append(Block(rows[kept], block.members[kept], block.log_weight))
+        return BatchQueue(
+            self.max_batch[index],
+            self.max_queue[index],
+            self.full_rate_rps[index],
+            self.log_full[index],
+            tuple(blocks),
+        )
+
+    def solve(self, arrival_rps: FloatArray) -> State:
+        """Stationary state at an arrival rate.
+
+        Parameters
+        ----------
+        arrival_rps : (g,) float
+            lambda >= 0, also above mu(N); a rate of 0 gives the limit of a vanishing rate.
+        """
+        load = np.maximum(arrival_rps / self.full_rate_rps, SMALLEST)
+        log_load = np.log(load)
+        # The states N..N+Q-1, in which an arrival waits, and N+Q, in which it is lost.
+        log_full = self.log_full + self.max_batch * log_load
+        log_room, place = _waiting_room(self.max_queue, log_load)
+        log_waiting, log_lost = log_full + log_room, log_full + self.max_queue * log_load
+        log_floor = np.maximum(log_waiting, log_lost)
+        sums = np.empty((3, len(load)))
+        for block in self.blocks:
+            sums[:, block.rows] = block.sums(log_load[block.rows], log_floor[block.rows])
+        anchor, below, moment = sums
+        waiting, lost = np.exp(log_waiting - anchor), np.exp(log_lost - anchor)
+        entering = below + waiting
+        total = entering + lost
+        in_service = moment + self.max_batch * (waiting + lost)
+        waiting_probability = waiting / entering
+        return State(
+            idle_probability=np.exp(-anchor) / total,
+            loss_probability=lost / total,
+            accepted=entering / total,
+            occupancy=in_service / total,
+            service_s=in_service / (entering * load * self.full_rate_rps),
+            waiting_probability=waiting_probability,
+            wait_s=waiting_probability * place / self.full_rate_rps,
+            max_queue=self.max_queue,
+            full_rate_rps=self.full_rate_rps,
+            log_load=log_load,
+        )
+
+
+def _waiting_room(count: FloatArray, log_r: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Sum up a geometric tail.
+
+    Returns
+    -------
+    log_sum : (g,) float
+        log(1 + r + ... + r^(count - 1)), -inf for count 0.
+    place : (g,) float
+        Mean of k + 1 under the weights r^k, k = 0..count-1; 1 for count 0.
+    """
+    places = np.maximum(count, 1.0)
+    distance = np.maximum(np.abs(log_r), SMALLEST)
+    one, all_ = np.expm1(-distance), np.expm1(-places * distance)
+    log_sum = np.maximum((places - 1.0) * log_r, 0.0) + np.log(all_ / one)
+    # Counted from the end with the larger weights; near r = 1 the two terms cancel to third order.
+    flat = places * distance < FLAT
+    series = (places + 1.0) / 2.0 - distance * (places * places - 1.0) / 12.0
+    place = np.where(flat, series, places * (1.0 + all_) / all_ - 1.0 / one)
+    return np.where(count > 0, log_sum, -np.inf), np.where(log_r > 0, places + 1.0 - place, place)
+
+
+def _tail_given_wait(count: FloatArray, log_r: FloatArray, mean: FloatArray) -> FloatArray:
+    """Return the quotient of `State.wait_tail`, the tail among the requests that wait; Q = 0 counts as 1."""
+    count = np.maximum(count, 1.0)
+    r = np.exp(log_r)
+    full = gammaincc(count, mean)
+    flat = np.abs(count * log_r) < FLAT_TAIL
+    x = np.where(flat, 1.0, count * log_r)
+    # Numerator and denominator are divided by max(1, r^Q), which keeps both in range in overload.
+    log_open = (r - 1.0) * mean + _log_gammaincc(count, r * mean) - np.maximum(x, 0.0)
+    difference = np.exp(log_open) - np.exp(np.minimum(x, 0.0)) * full
+    quotient = np.sign(x) * difference / np.expm1(-np.abs(x))
+    at_one = full - mean / count * gammaincc(np.maximum(count - 1.0, SMALLEST), mean)
+    return np.clip(np.where(flat, at_one, quotient), 0.0, 1.0)
+
+
+def _log_gammaincc(a: FloatArray, x: FloatArray) -> FloatArray:
+    """Logarithm of the regularised upper incomplete gamma function, also where that underflows.
+
+    Far above a its continued fraction converges in a few steps (https://dlmf.nist.gov/8.9#E2).
+    """
+    value = gammaincc(a, x)
+    tiny = value < TINY
+    result = np.log(np.where(tiny, 1.0, value))
+    if tiny.any():
+        a, x = a[tiny], x[tiny]
+        fraction = x - a + 2.0 * FRACTION_STEPS + 1.0
+        for step in range(FRACTION_STEPS, 0, -1):
+            fraction = x - a + 2.0 * step - 1.0 - step * (step - a) / fraction
+        result[tiny] = a * np.log(x) - x - gammaln(a) - np.log(fraction)
+    return result
