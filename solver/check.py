@@ -49,7 +49,7 @@ def served_share(problem: AllocationProblem, plan: Plan) -> FloatArray:
     """
     served_rps = problem.per_server(_capacity_rps(problem) * plan.replicas)
     total = problem.per_server(plan.replicas)
-    share = np.ones(len(problem.servers))
+    share: FloatArray = np.ones(len(problem.servers))
     loaded = problem.arrival_rps > 0
     share[loaded] = served_rps[loaded] / problem.arrival_rps[loaded]
     floor = problem.min_replicas > 0
@@ -64,7 +64,7 @@ def carried_rps(problem: AllocationProblem, plan: Plan) -> FloatArray:
     """
     capacity_rps = _capacity_rps(problem) * plan.replicas
     total = problem.per_server(capacity_rps)
-    share = np.ones(len(problem.servers))
+    share: FloatArray = np.ones(len(problem.servers))
     np.divide(problem.arrival_rps, total, out=share, where=total > 0)
     result: FloatArray = capacity_rps * np.minimum(share, 1.0)[problem.option_server]
     return result
@@ -87,10 +87,8 @@ def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArra
     left = ~np.isin(problem.current_server * width + problem.current_accelerator, taken)
     newly = used & np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     cost = problem.cost_per_h * plan.replicas
-    penalty: FloatArray = problem.policy.switching_factor * (
-        np.bincount(problem.current_server[left], problem.current_cost_per_h[left], minlength=count)
-        + np.bincount(problem.option_server[newly], cost[newly], minlength=count)
-    )
+    left_cost = np.bincount(problem.current_server[left], problem.current_cost_per_h[left], minlength=count)
+    penalty: FloatArray = problem.policy.switching_factor * (left_cost + problem.per_server(cost * newly))
     return penalty
 
 

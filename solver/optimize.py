@@ -155,14 +155,12 @@ def write_model(
     InputError
         Also when there is no program: no server has an option, or the backend is greedy.
     """
-    from solver.backends.pyomo import write_model as write
-
     result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), names=True)
     if result.solved.program is None:
         raise InputError(
             [Problem("--write-model", str(path), "a system and a backend with a program to write")]
         )
-    write(result.solved.program, path)
+    backends.write_model(result.solved.program, path)
     return _answer(parsed, result, options)
 
 
