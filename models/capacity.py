@@ -1,11 +1,12 @@
-"""How much one replica carries: the largest arrival rate that meets every target, for many candidates at once.
+"""How much one replica carries: the largest arrival rate that meets every target, for many candidates.
 
-Nothing here loops over candidates. They are sorted by law and batch limit and cut into groups whose matrix
-(candidates x batch) fits a core's cache; each group is solved as one.
+Nothing here loops over candidates: those of one law are sized together, and the search drops each one as it
+ends.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from models.queue import BatchQueue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from models.laws import BoolArray, FloatArray, IntArray
+    from models.laws import FloatArray, IntArray
     from models.queue import State
 
 # The search runs over [LOWEST_SHARE mu(1), HIGHEST_SHARE mu(N)], as in the reference.
@@ -29,14 +30,14 @@ HIGHEST_SHARE = 0.999
 THROUGHPUT_SHARE = 0.9
 
 # Law 1 compares ln(20) x mean wait with its target: the 95th percentile of an exponential wait.
-LAW1_WAIT_MARGIN = np.log(20.0)
+LAW1_WAIT_MARGIN = math.log(20.0)
 
 # A target counts as met up to this relative excess, which absorbs rounding: with N = 1 the service time does
 # not depend on the load, and a target equal to it must not be missed by the last bit.
 TARGET_TOLERANCE = 1e-8
 
-# The search ends where the tightest target is met this closely (far more closely than the tolerance: a latency
-# that equals its target at every rate is no root) or the rate is known to this relative precision.
+# The search ends where the tightest target is met this closely, or where the rate is known to this relative
+# precision. The first is far below the tolerance: a latency that equals its target at every rate is no root.
 ROOT_TOLERANCE = 1e-9
 RATE_TOLERANCE = 1e-6
 SECANT_STEPS = 30
@@ -68,8 +69,8 @@ class Sizing:
     limit : int
         A `Limit`: what sets the capacity, or the target that is missed.
     lowest_itl_s, lowest_ttft_s : float
-        What the targets are compared with, at the lowest rate: ITL, and TTFT (its percentile where one is
-        asked for; for law 1 the wait). No number of replicas gets below these.
+        What the targets are compared with, at the lowest rate: the mean ITL; the mean TTFT or its percentile,
+        for law 1 without a percentile ln 20 times the mean wait. No number of replicas gets below these.
     """
 
     capacity_rps: FloatArray
@@ -154,10 +155,15 @@ def size(candidates: Candidates) -> Sizing:
     """Find the largest arrival rate of one replica that meets every target.
 
     The rates considered are `LOWEST_SHARE` mu(1) to `HIGHEST_SHARE` mu(N), with a throughput target
-    `THROUGHPUT_SHARE` of the latter. The ITL target is compared with the mean, the TTFT target with the mean or,
-    where one is asked for, the percentile. The latencies grow with the rate, with one exception: where law 3
-    cuts prompts into one chunk more its ITL steps down, and the rate found is then one at which a target is
-    met and just above which it is missed.
+    `THROUGHPUT_SHARE` of the latter. The ITL target is compared with the mean, the TTFT target with the mean
+    or, where one is asked for, with the percentile. The latencies grow with the rate, with one exception:
+    where law 3 cuts prompts into one chunk more its ITL steps down. The rate found is then one at which every
+    target is met and just above which one is missed.
+
+    Returns
+    -------
+    Sizing
+        Rates are exact to about `RATE_TOLERANCE`, and every target is met at them up to `TARGET_TOLERANCE`.
     """
     n = len(candidates)
     sizing = Sizing(np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n))
@@ -170,8 +176,8 @@ def _size_group(law: Law, candidates: Candidates) -> Sizing:
     """Size candidates of one law by a bracketed secant method, all in step.
 
     Two rates bracket the capacity. Each step takes the smallest secant root of the targets that are missed at
-    the higher rate, and replaces one of the two. Where the same one stays twice its excesses are reduced, so that
-    both ends close in (Anderson and Björck, BIT 13 (1973), https://doi.org/10.1007/BF01951936).
+    the higher rate, and replaces one of the two. Where the same one stays twice its excesses are reduced, so
+    that both ends close in (Anderson and Björck, BIT 13 (1973), https://doi.org/10.1007/BF01951936).
     """
     queue = _queue(law, candidates)
     share = np.where(candidates.throughput_target, THROUGHPUT_SHARE * HIGHEST_SHARE, HIGHEST_SHARE)
@@ -224,9 +230,7 @@ def _size_group(law: Law, candidates: Candidates) -> Sizing:
         limit=limit,
         lowest_itl_s=at_lowest.itl_s,
         lowest_ttft_s=np.where(
-            np.isnan(candidates.percentile),
-            _mean_compared_s(law, candidates, lowest, at_lowest.ttft_s - at_lowest.wait_s),
-            at_lowest.ttft_percentile_s,
+            np.isnan(candidates.percentile), _margin(law) * at_lowest.ttft_s, at_lowest.ttft_percentile_s
         ),
     )
 
@@ -234,22 +238,22 @@ def _size_group(law: Law, candidates: Candidates) -> Sizing:
 def _excess(law: Law, candidates: Candidates, state: State) -> FloatArray:
     """By how much latencies exceed their targets: <= 0 where met, shape (2, g), rows ITL and TTFT.
 
-    Of the value v and the target T it is 1 - T / v for the ITL and 1 - sqrt(T / v) for the TTFT. These are close
-    to linear in the rate, the second also where the wait grows like 1 / (mu(N) - lambda). A percentile is not
-    computed: the share of the requests above the target is compared with the share allowed.
+    Of the value v and the target T it is 1 - T / v for the ITL and 1 - sqrt(T / v) for the TTFT. These are
+    close to linear in the rate, the second also where the wait grows like 1 / (mu(N) - lambda). A percentile
+    is not computed: the share of the requests above the target is compared with the share allowed.
     """
     itl_s, first_s = latencies_s(law, candidates, state.service_s, state.occupancy)
-    value_s = _mean_compared_s(law, candidates, state, first_s)
-    target_s = candidates.target_ttft_s
-    asked = np.flatnonzero(~np.isnan(candidates.percentile) & (target_s > 0))
+    value = _margin(law) * (candidates.wait_factor * state.wait_s + first_s)
+    target = candidates.target_ttft_s
+    asked = np.flatnonzero(~np.isnan(candidates.percentile) & (target > 0))
     if len(asked):
-        rows, left_s = candidates.take(asked), (target_s - first_s)[asked]
+        rows, left_s = candidates.take(asked), (target - first_s)[asked]
         share = state.take(asked).wait_tail(np.maximum(left_s / rows.wait_factor, 0.0))
-        value_s[asked] = np.where(left_s > 0, share, 1.0)
-        target_s = target_s.copy()
-        target_s[asked] = 1.0 - rows.percentile
+        value[asked] = np.where(left_s >= 0, share, 1.0)
+        target = target.copy()
+        target[asked] = 1.0 - rows.percentile
     return np.stack(
-        (1.0 - _quotient(candidates.target_itl_s, itl_s), 1.0 - np.sqrt(_quotient(target_s, value_s)))
+        (1.0 - _quotient(candidates.target_itl_s, itl_s), 1.0 - np.sqrt(_quotient(target, value)))
     )
 
 
@@ -263,10 +267,9 @@ def _tightest(excess: FloatArray) -> IntArray:
     return np.where(excess[0] >= excess[1], Limit.ITL, Limit.TTFT)
 
 
-def _mean_compared_s(law: Law, candidates: Candidates, state: State, first_s: FloatArray) -> FloatArray:
-    """Return the mean that the TTFT target is compared with."""
-    margin = LAW1_WAIT_MARGIN if law is Law.DECODE_LINEAR else 1.0
-    return margin * candidates.wait_factor * state.wait_s + first_s
+def _margin(law: Law) -> float:
+    """Return the factor on the mean TTFT that is compared with its target."""
+    return LAW1_WAIT_MARGIN if law is Law.DECODE_LINEAR else 1.0
 
 
 def _metrics(law: Law, candidates: Candidates, state: State, arrival_rps: FloatArray) -> Metrics:

@@ -120,7 +120,9 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
         return _affine(c.out_tokens * c.alpha_s, c.out_tokens * c.beta_s, batch)
     if law is Law.PREFILL_DECODE:
         steps = _decode_steps(c)
-        return _affine(_prefill_base_s(c) + steps * c.alpha_s, c.delta_s * c.in_tokens + steps * c.beta_s, batch)
+        return _affine(
+            _prefill_base_s(c) + steps * c.alpha_s, c.delta_s * c.in_tokens + steps * c.beta_s, batch
+        )
     steps = 1.0 + c.out_tokens
     service_s = _affine(steps * c.alpha_s, steps * work_per_iteration_s(c, np.ones(len(c))), batch)
     # Most prompts stay whole up to the batch limit, and their time is affine in n.
@@ -128,7 +130,9 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     if len(cut):
         column = c.take(cut).take((slice(None), np.newaxis))
         chunks = prefill_chunks(column, batch)
-        time_s = (chunks + column.out_tokens) * (column.alpha_s + batch * work_per_iteration_s(column, chunks))
+        time_s = (chunks + column.out_tokens) * (
+            column.alpha_s + batch * work_per_iteration_s(column, chunks)
+        )
         service_s[cut] = time_s
     return service_s
 

@@ -1,8 +1,8 @@
 """Stationary state of the batch server M/M(n)/1/N+Q, for many servers at once.
 
-Requests arrive as a Poisson process of rate lambda. Up to N are in service together, up to Q more wait in order
-of arrival, the rest is lost. With n requests in service they complete at rate mu(n) together. The number
-present is a birth-death chain:
+Requests arrive as a Poisson process of rate lambda. Up to N are in service together, up to Q more wait in
+order of arrival, the rest is lost. With n requests in service they complete at rate mu(n) together. The
+number present is a birth-death chain:
 
     p(n) / p(0) = lambda^n / (mu(1) ... mu(n)) for n <= N,    p(N + k) = p(N) r^k,    r = lambda / mu(N).
 
@@ -125,18 +125,21 @@ class State:
         Returns
         -------
         (g,) float
-            Seconds; 0 where at least that share does not wait. Exact to 1e-12 of the longest wait there is
-            at that share, that of a request that finds Q - 1 others waiting.
+            Seconds; 0 where at least that share does not wait.
         """
         beyond = 1.0 - share
         some_wait = self.waiting_probability > beyond
-        # Nobody waits longer than for Q completions.
-        low = np.zeros_like(beyond)
-        high = np.where(some_wait, gammainccinv(np.maximum(self.max_queue, 1.0), beyond), 0.0)
+        # Who waits does so for at most Q completions, and no longer than in a queue without end.
+        beyond_of_waiting = np.where(
+            some_wait, beyond / np.where(some_wait, self.waiting_probability, 1.0), 1.0
+        )
+        slack = np.maximum(-np.expm1(self.log_load), SMALLEST)
+        high = gammainccinv(np.maximum(self.max_queue, 1.0), beyond_of_waiting)
+        high = np.minimum(high, -np.log(beyond_of_waiting) / slack)
+        low = np.zeros_like(high)
         for _ in range(PERCENTILE_HALVINGS):
             middle = 0.5 * (low + high)
-            tail = self.waiting_probability * _tail_given_wait(self.max_queue, self.log_load, middle)
-            later = tail > beyond
+            later = _tail_given_wait(self.max_queue, self.log_load, middle) > beyond_of_waiting
             low = np.where(later, middle, low)
             high = np.where(later, high, middle)
         return high / self.full_rate_rps
@@ -173,13 +176,14 @@ class Block:
         Returns
         -------
         (3, m) float
-            The anchor, which is the logarithm of about the largest weight, and divided by exp(anchor) the sum of
-            the weights and the sum of n x weight.
+            The anchor, which is the logarithm of about the largest weight, and divided by exp(anchor) the sum
+            of the weights and the sum of n x weight.
         """
         count = np.arange(float(self.log_weight.shape[1]))
         # From one state to the next a weight changes by lambda / mu(n), far too little for the largest one to
         # hide from exp()'s range between the states looked at here.
-        sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE] + self.log_weight[self.members, ::ANCHOR_STRIDE]
+        sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE]
+        sparse += self.log_weight[self.members, ::ANCHOR_STRIDE]
         anchor = np.maximum(sparse.max(axis=1), log_floor)
         basis = np.stack((np.ones_like(count), count))
         weight = np.stack((-anchor, log_load), axis=1) @ basis
@@ -340,7 +344,8 @@ def _tail_given_wait(count: FloatArray, log_r: FloatArray, mean: FloatArray) -> 
     difference = np.exp(log_open) - np.exp(np.minimum(x, 0.0)) * full
     quotient = np.sign(x) * difference / np.expm1(-np.abs(x))
     at_one = full - mean / count * gammaincc(np.maximum(count - 1.0, SMALLEST), mean)
-    return np.clip(np.where(flat, at_one, quotient), 0.0, 1.0)
+    tail: FloatArray = np.clip(np.where(flat, at_one, quotient), 0.0, 1.0)
+    return tail
 
 
 def _log_gammaincc(a: FloatArray, x: FloatArray) -> FloatArray:

@@ -39,11 +39,16 @@ class Objective:
     level : Level
     cost : (n,) float
     offset : float
+        Constant of the level's value.
+    shift : float
+        Subtracted from the value in `program`, so that a relative gap is relative to what is served, not to
+        the little that is not: the weight of everything for a service level, 0 for the cost.
     """
 
     level: Level
     cost: FloatArray
     offset: float
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def program(formulation: Formulation, index: int, limits: tuple[float, ...] = ()
     return replace(
         milp,
         objective=objective.cost,
-        offset=objective.offset,
+        offset=objective.offset - objective.shift,
         row_start=np.r_[
             milp.row_start, milp.row_start[-1] + np.cumsum([len(c) for c in columns], dtype=np.int64)
         ].astype(np.int64),
@@ -528,7 +533,8 @@ def _service_objective(builder: _Builder, frame: _Frame, level: Level) -> Object
         builder.add_rows(entries, 0.0, np.inf, count, frame.names("unmet", frame.servers[kept]))
     cost = np.zeros(builder.columns)
     cost[columns] = value
-    return Objective(level, cost, 0.0)
+    everything = 1.0 if level.kind is LevelKind.WORST_SHARE else float(weight.sum())
+    return Objective(level, cost, 0.0, everything)
 
 
 def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bool) -> Objective:
@@ -547,7 +553,7 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
         )
         cost = np.zeros(builder.columns)
         cost[frame.option_column] = cost_alone_per_h(problem) - factor * left_of[problem.option_server]
-        return Objective(level, cost, factor * float(left_of.sum()))
+        return Objective(level, cost, factor * float(left_of.sum()), 0.0)
 
     newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     width = max(len(problem.accelerators), 1)
@@ -572,4 +578,4 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
     cost = np.zeros(builder.columns)
     cost[frame.option_column] = problem.cost_per_h * (1.0 + factor * newly)
     cost[left] = leaving[reachable]
-    return Objective(level, cost, offset)
+    return Objective(level, cost, offset, 0.0)

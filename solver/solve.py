@@ -214,10 +214,10 @@ def _by_level(
             )
         if raw.x is not None:
             plan = stage.plan(raw.x)
-            value = raw.objective
+            value = raw.objective + objective.shift
         else:
             value = score(stage.problem, plan).levels[index]
-        results.append(LevelResult(objective.level, value, raw.bound, raw.termination))
+        results.append(LevelResult(objective.level, value, raw.bound + objective.shift, raw.termination))
     return plan, tuple(results), raw, milp
 
 
