@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_PORT ?= 18080
 
-.PHONY: test demo lint bench clean
+.PHONY: test demo scenarios lint bench clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +15,22 @@ $(READY): pyproject.toml
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# A real system against a real service on loopback, which is stopped again.
+demo: $(READY)
+	@$(BIN)/fleetopt serve --port $(DEMO_PORT) --log-level warning & service=$$!; \
+	trap 'kill -TERM $$service 2>/dev/null; wait $$service' EXIT INT TERM; \
+	echo "POST http://127.0.0.1:$(DEMO_PORT)/optimize < scenarios/azure-chat-peak/system.json"; \
+	$(BIN)/fleetopt request --wait 60 http://127.0.0.1:$(DEMO_PORT) scenarios/azure-chat-peak/system.json
+
+# pytest with each backend, over every scenario.
+scenarios: $(READY)
+	for backend in highs ortools pyomo greedy; do $(BIN)/python -m pytest scenarios --backend $$backend || exit 1; done
+
+bench: $(READY)
+	$(BIN)/python benchmarks/sizing.py
+	$(BIN)/python benchmarks/parsing.py
+	$(BIN)/python benchmarks/latency.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

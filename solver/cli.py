@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -143,16 +143,19 @@ def _add_optimize(commands: _Commands) -> None:
 
 def _optimize(args: argparse.Namespace) -> int:
     from solver import schema, table
-    from solver.optimize import RequestOptions, optimize, write_model
+    from solver.optimize import Defaults, RequestOptions, optimize, write_model
+    from solver.settings import read_settings
 
     explain = args.explain if args.explain is not None else args.output == "json"
     options = RequestOptions(args.backend, args.time_limit, args.gap, args.strict, explain)
+    settings = read_settings(os.environ, {})
+    defaults = Defaults(settings.backend, settings.time_limit_s)
     with _elapsed(sys.stderr, "solving"):
         parsed = schema.parse_system(_read(args.file), strict=args.strict)
         if args.write_model:
-            response = write_model(parsed, options, args.write_model)
+            response = write_model(parsed, options, args.write_model, defaults)
         else:
-            response = optimize(parsed, options)
+            response = optimize(parsed, options, defaults)
     if args.output == "json":
         print(response.model_dump_json(indent=2))
     else:
@@ -234,6 +237,13 @@ def _add_request(commands: _Commands) -> None:
     parser.add_argument("url", metavar="URL", help="of the service, such as http://127.0.0.1:8080")
     parser.add_argument("file", metavar="FILE", help="system JSON; - for standard input")
     _add_solve_options(parser)
+    parser.add_argument(
+        "--wait",
+        type=_not_below_0,
+        default=0.0,
+        metavar="S",
+        help="wait up to S seconds for a service that starts",
+    )
     _add_output(parser)
 
 
@@ -246,6 +256,7 @@ def _request(args: argparse.Namespace) -> int:
     flags = {"strict": args.strict, "explain": explain}
     options = {name: value for name, value in {**query, **flags}.items() if value is not None}
     with _elapsed(sys.stderr, f"waiting for {args.url}"):
+        _await_ready(args.url, args.wait)
         status, text = _post(args.url, options, body, _SERVICE_SLACK_S + 2 * (args.time_limit or 300.0))
     if status != 200:
         return _refused(status, text)
@@ -255,6 +266,17 @@ def _request(args: argparse.Namespace) -> int:
     else:
         _show(table.answer(response, parsed.system, explain=explain))
     return OK
+
+
+def _await_ready(url: str, limit_s: float) -> None:
+    """Return when the service at `url` is ready, or after `limit_s` seconds."""
+    probe = urllib.parse.urlsplit(url)._replace(path="/readyz", query="").geturl()
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        with suppress(OSError, ValueError), urllib.request.urlopen(probe, timeout=5) as reply:
+            if reply.status == 200:
+                return
+        time.sleep(0.1)
 
 
 def _post(url: str, options: dict[str, object], body: bytes, timeout_s: float) -> tuple[int, bytes]:
@@ -320,7 +342,7 @@ def _run_scenarios(args: argparse.Namespace) -> int:
     from solver.scenario import render, run_paths
 
     with _elapsed(sys.stderr, "running scenarios"):
-        outcomes = run_paths(args.paths, args.backend)
+        outcomes = run_paths(args.paths, args.backend or os.environ.get("FLEETOPT_BACKEND") or None)
     print(render(outcomes), end="")
     return OK if all(outcome.passed for outcome in outcomes) else FAILED
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,12 @@ from solver import cli
 from solver.example import example_body, example_system
 
 FLEETOPT = str(Path(sys.executable).with_name("fleetopt"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,35 @@ def test_options_reach_the_solver(example: Path):
     report = json.loads(ended.stdout)["report"]
     assert report["backend"] == "greedy"
     assert report["explanations"] == {}
+
+
+@pytest.mark.parametrize(
+    ("flag", "document", "environment", "used"),
+    [
+        (None, None, None, "highs"),
+        (None, None, "ortools", "ortools"),
+        (None, "pyomo", "ortools", "pyomo"),
+        ("greedy", "pyomo", "ortools", "greedy"),
+    ],
+)
+def test_the_flag_wins_over_the_document_over_the_environment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str | None,
+    document: str | None,
+    environment: str | None,
+    used: str,
+):
+    system = example_system()
+    if document:
+        system["system"].setdefault("optimizerData", {}).setdefault("optimizer", {})["backend"] = document
+    if environment:
+        monkeypatch.setenv("FLEETOPT_BACKEND", environment)
+    path = tmp_path / "system.json"
+    path.write_text(json.dumps(system))
+    options = ["--backend", flag] if flag else []
+    ended = run("optimize", path, "--output", "json", *options)
+    assert json.loads(ended.stdout)["report"]["backend"] == used
 
 
 def test_explain_says_why_not(example: Path):
@@ -176,6 +212,20 @@ def test_a_service_that_does_not_answer_is_exit_3(example: Path):
     ended = run("request", "http://127.0.0.1:9", example)
     assert ended.returncode == 3
     assert "does not answer" in ended.stderr
+
+
+def test_request_waits_for_a_service_that_starts(example: Path):
+    port = free_port()
+    service = subprocess.Popen(
+        [FLEETOPT, "serve", "--port", str(port), "--workers", "1"], stderr=subprocess.DEVNULL
+    )
+    try:
+        ended = run("request", "--wait", "60", f"http://127.0.0.1:{port}", example)
+    finally:
+        service.terminate()
+        service.wait(60)
+    assert ended.returncode == 0
+    assert "Optimal" in ended.stdout
 
 
 def test_help_shows_examples_and_exit_codes():
