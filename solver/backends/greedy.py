@@ -1,0 +1,244 @@
+"""The greedy baseline: fast, feasible, without a bound; what an exact answer has to beat.
+
+The algorithm is that of the llm-inferno optimizer (Apache-2.0):
+https://github.com/llm-inferno/optimizer/blob/main/pkg/solver/greedy.go
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver.check import cost_alone_per_h
+from solver.packing import is_chain
+from solver.problem import Plan, SaturationPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from solver.milp import IntArray
+    from solver.problem import AllocationProblem
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One way to serve a server: replicas that serve it alone, and what they cost with the switch."""
+
+    option: int
+    value: float
+    replicas: int
+    gpu_type: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server and its candidates, cheapest first; `most` is its maximum of replicas."""
+
+    index: int
+    priority: int
+    most: int
+    candidates: tuple[_Candidate, ...]
+
+    def turn(self, at: int) -> tuple[int, float, float, int, int]:
+        """Sort key of the server when candidate `at` is its next: priority, regret, value, name."""
+        value = self.candidates[at].value
+        last = at + 1 == len(self.candidates)
+        regret = np.inf if last else self.candidates[at + 1].value - value
+        return self.priority, -regret, -value, self.index, at
+
+
+class _Stock:
+    """The GPUs that are left."""
+
+    def __init__(self, problem: AllocationProblem) -> None:
+        self._free = [int(cards) for cards in problem.inventory.gpus]
+        self._on_nodes = [
+            None if nodes is None else _Nodes(nodes, np.unique(problem.gpus[problem.gpu_type == t]).tolist())
+            for t, nodes in enumerate(problem.inventory.nodes)
+        ]
+
+    def room(self, candidate: _Candidate, wanted: int) -> int:
+        """Most replicas of the candidate that fit, at most `wanted`."""
+        most = min(wanted, self._free[candidate.gpu_type] // candidate.gpus)
+        nodes = self._on_nodes[candidate.gpu_type]
+        if nodes is None or nodes.fit(candidate.gpus, most):
+            return most
+        fitting, too_many = 0, most
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            if nodes.fit(candidate.gpus, middle):
+                fitting = middle
+            else:
+                too_many = middle
+        return fitting
+
+    def take(self, candidate: _Candidate, replicas: int) -> None:
+        """Hand out replicas that `room` found to fit."""
+        self._free[candidate.gpu_type] -= replicas * candidate.gpus
+        nodes = self._on_nodes[candidate.gpu_type]
+        if nodes is not None:
+            nodes.placed[candidate.gpus] += replicas
+
+
+class _Nodes:
+    """Replicas placed on the nodes of one GPU type; they may still move, only their numbers count."""
+
+    def __init__(self, nodes: Iterable[int], sizes: list[int]) -> None:
+        self.placed: Counter[int] = Counter()
+        self._free = Counter(nodes)  # free cards -> number of nodes
+        # Cards that replicas of a size or larger can use at all.
+        self._usable = {
+            size: sum(size * (cards // size) * count for cards, count in self._free.items()) for size in sizes
+        }
+        self._exact = is_chain(sizes)
+
+    def fit(self, size: int, replicas: int) -> bool:
+        """Whether so many more replicas of `size` cards fit; may say no where sizes do not divide."""
+        wanted = self.placed + Counter({size: replicas})
+        for least, usable in self._usable.items():
+            if sum(cards * count for cards, count in wanted.items() if cards >= least) > usable:
+                return False
+        return self._exact or _first_fit_decreasing(wanted, self._free)
+
+
+def greedy(problem: AllocationProblem) -> Plan:
+    """Serve servers one after the other, each by the cheapest candidate that still fits.
+
+    The next server is that of the highest priority, among those the one that loses most by taking its next
+    candidate instead (infinitely much when it has none), among those the one whose candidate is dearest,
+    then by name. One whose candidate does not fit queues again with its next one. Servers that no candidate
+    serves in full get what the saturation policy leaves them, on one accelerator.
+
+    Parameters
+    ----------
+    problem : AllocationProblem
+
+    Returns
+    -------
+    Plan
+        A plan without violations (see `solver.check`), one accelerator a server even where a mix is allowed.
+    """
+    stock = _Stock(problem)
+    replicas = np.zeros(len(problem.option_server), dtype=np.int64)
+    servers = _servers(problem)
+    if problem.policy.delayed_best_effort:
+        rounds = [servers]
+    else:
+        rounds = [list(group) for _, group in groupby(servers, key=lambda server: server.priority)]
+    for group in rounds:
+        unserved = _serve_in_full(group, stock, replicas)
+        _serve_in_part(unserved, stock, replicas, problem.policy.saturation)
+    return Plan(replicas)
+
+
+def _servers(problem: AllocationProblem) -> list[_Server]:
+    """Servers that need something and have an option, by priority and name.
+
+    A candidate is an accelerator; of its batch limits the cheapest counts, then the smallest.
+    """
+    value = cost_alone_per_h(problem)
+    server, accelerator = problem.option_server, problem.option_accelerator
+    by_accelerator = np.lexsort((problem.option_batch, value, accelerator, server))
+    pair = np.stack((server, accelerator))[:, by_accelerator]
+    first = np.ones(len(by_accelerator), dtype=bool)
+    first[1:] = (pair[:, 1:] != pair[:, :-1]).any(axis=0)
+    chosen = by_accelerator[first]
+    chosen = chosen[~problem.needs_nothing[server[chosen]]]
+    chosen = chosen[np.lexsort((accelerator[chosen], value[chosen], server[chosen]))]
+
+    candidates: dict[int, list[_Candidate]] = {}
+    for option in chosen.tolist():
+        candidate = _Candidate(
+            option=option,
+            value=float(value[option]),
+            replicas=int(problem.replicas_needed[option]),
+            gpu_type=int(problem.gpu_type[option]),
+            gpus=int(problem.gpus[option]),
+        )
+        candidates.setdefault(int(server[option]), []).append(candidate)
+    servers = [
+        _Server(index, int(problem.priority[index]), int(problem.max_replicas[index]), tuple(own))
+        for index, own in candidates.items()
+    ]
+    return sorted(servers, key=lambda entry: (entry.priority, entry.index))
+
+
+def _serve_in_full(servers: Iterable[_Server], stock: _Stock, replicas: IntArray) -> list[_Server]:
+    """Serve each server fully where possible; return the others in the order they gave up."""
+    by_index = {}
+    queue = []
+    unserved = []
+    for server in servers:
+        by_index[server.index] = server
+        queue.append(server.turn(0))
+    heapify(queue)
+    while queue:
+        *_, index, at = heappop(queue)
+        server = by_index[index]
+        candidate = server.candidates[at]
+        wanted = candidate.replicas
+        if wanted <= server.most and stock.room(candidate, wanted) == wanted:
+            stock.take(candidate, wanted)
+            replicas[candidate.option] = wanted
+        elif at + 1 < len(server.candidates):
+            heappush(queue, server.turn(at + 1))
+        else:
+            unserved.append(server)
+    return unserved
+
+
+def _serve_in_part(
+    servers: list[_Server], stock: _Stock, replicas: IntArray, policy: SaturationPolicy
+) -> None:
+    """Share out what is left among servers sorted by priority, as the policy says."""
+    if policy is SaturationPolicy.PRIORITY_EXHAUSTIVE:
+        for server in servers:
+            _in_turns([server], stock, replicas)
+    elif policy is SaturationPolicy.PRIORITY_ROUND_ROBIN:
+        for _, group in groupby(servers, key=lambda server: server.priority):
+            _in_turns(group, stock, replicas)
+    elif policy is SaturationPolicy.ROUND_ROBIN:
+        _in_turns(servers, stock, replicas)
+
+
+def _in_turns(servers: Iterable[_Server], stock: _Stock, replicas: IntArray) -> None:
+    """One replica each, again and again; a server stays with the first candidate that had room."""
+    turns: deque[tuple[_Server, _Candidate | None]] = deque((s, None) for s in servers if s.most > 0)
+    while turns:
+        server, candidate = turns.popleft()
+        choices = (candidate,) if candidate else server.candidates
+        candidate = next((choice for choice in choices if stock.room(choice, 1)), None)
+        if candidate is None:
+            continue
+        stock.take(candidate, 1)
+        replicas[candidate.option] += 1
+        if replicas[candidate.option] < min(candidate.replicas, server.most):
+            turns.append((server, candidate))
+
+
+def _first_fit_decreasing(replicas: Mapping[int, int], nodes: Mapping[int, int]) -> bool:
+    """Whether replicas (cards -> number) fit on nodes (free cards -> number) when the largest go first."""
+    for size in sorted(replicas, reverse=True):
+        left = replicas[size]
+        after: Counter[int] = Counter()
+        for cards, count in nodes.items():
+            each = cards // size
+            full = min(count, left // each) if each else 0
+            after[cards - each * size] += full
+            left -= full * each
+            rest = count - full
+            if rest and left < each:
+                # Fewer replicas are left than one more node takes.
+                after[cards - left * size] += 1
+                left, rest = 0, rest - 1
+            after[cards] += rest
+        if left:
+            return False
+        nodes = after
+    return True

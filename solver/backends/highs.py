@@ -1,0 +1,110 @@
+"""HiGHS through highspy: the default backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import highspy
+import numpy as np
+from highspy import HighsModelStatus, HighsStatus
+
+from solver.backends.common import ABSOLUTE_GAP, Outcome, solve
+from solver.errors import SolverError
+from solver.milp import Termination
+
+if TYPE_CHECKING:
+    from solver.milp import Milp, RawSolution, SolveOptions
+
+# https://ergo-code.github.io/HiGHS/stable/structures/enums/#HighsModelStatus
+TERMINATION = {
+    HighsModelStatus.kOptimal: Termination.OPTIMAL,
+    HighsModelStatus.kInfeasible: Termination.INFEASIBLE,
+    HighsModelStatus.kUnbounded: Termination.UNBOUNDED,
+    HighsModelStatus.kUnboundedOrInfeasible: Termination.UNBOUNDED,
+    HighsModelStatus.kTimeLimit: Termination.TIME_LIMIT,
+    HighsModelStatus.kUnknown: Termination.ERROR,  # the tolerances were not reached
+}
+
+
+class Highs:
+    """Branch and cut, and simplex for relaxations. Takes a start, a seed and a number of threads."""
+
+    name = "highs"
+
+    def solve(self, milp: Milp, options: SolveOptions) -> RawSolution:
+        """Solve `milp`; see :class:`solver.milp.Backend`."""
+        version = f"{highspy.HIGHS_VERSION_MAJOR}.{highspy.HIGHS_VERSION_MINOR}.{highspy.HIGHS_VERSION_PATCH}"
+        return solve(milp, options, _drive, solver="HiGHS", version=version)
+
+
+def free_threads() -> None:
+    """Let the next HiGHS solve of the calling thread choose its number of threads.
+
+    HiGHS keeps one pool of workers for each calling thread, sized by the first solve, and fails a later solve
+    that asks for another size. Pools of other threads are not touched.
+    """
+    highspy.Highs.resetGlobalScheduler(True)
+
+
+def _drive(milp: Milp, options: SolveOptions) -> Outcome:
+    """Run HiGHS once."""
+    is_mip = bool(milp.integer.any()) and not options.relax
+    # A new object each time: HiGHS counts its time limit over all runs of one object.
+    highs = highspy.Highs()
+    for option, value in (
+        ("output_flag", False),
+        ("threads", options.threads),
+        ("random_seed", options.seed),
+        ("time_limit", options.time_limit_s),
+        ("mip_rel_gap", options.relative_gap),
+        ("mip_abs_gap", ABSOLUTE_GAP),
+        # Where a start is given, looking for a first point costs a third to half of a small solve.
+        ("mip_heuristic_run_feasibility_jump", options.start is None),
+    ):
+        _must(highs.setOptionValue(option, value), f"set {option} = {value}")
+    _must(highs.passModel(_lp(milp, is_mip)), "take the program")
+    if is_mip and options.start is not None:
+        # HiGHS completes a start with unknown values, and refuses one with a value outside its bounds.
+        known = np.flatnonzero(~np.isnan(options.start)).astype(np.int32)
+        start = np.clip(options.start, milp.column_lower, milp.column_upper)[known]
+        _must(highs.setSolution(len(known), known, start), "take the start")
+    free_threads()
+    _must(highs.run(), "solve")
+
+    status = highs.getModelStatus()
+    if status not in TERMINATION:
+        raise SolverError(f"HiGHS answered {status.name}, which its driver does not know")
+    info, solution = highs.getInfo(), highs.getSolution()
+    feasible = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
+    bound = -np.inf
+    if is_mip:
+        bound = info.mip_dual_bound
+    elif status == HighsModelStatus.kOptimal:
+        bound = info.objective_function_value
+    return Outcome(
+        termination=TERMINATION[status],
+        x=np.array(solution.col_value) if feasible else None,
+        bound=bound,
+        row_dual=np.array(solution.row_dual),
+        reduced_cost=np.array(solution.col_dual),
+        message=status.name,
+    )
+
+
+def _lp(milp: Milp, is_mip: bool) -> highspy.HighsLp:
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = milp.columns, milp.rows
+    lp.col_cost_, lp.offset_ = milp.objective, milp.offset
+    lp.col_lower_, lp.col_upper_ = milp.column_lower, milp.column_upper
+    lp.row_lower_, lp.row_upper_ = milp.row_lower, milp.row_upper
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = milp.row_start, milp.column, milp.value
+    if is_mip:
+        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
+        lp.integrality_ = [kinds[integer] for integer in milp.integer.tolist()]
+    return lp
+
+
+def _must(status: HighsStatus, what: str) -> None:
+    if status == HighsStatus.kError:
+        raise SolverError(f"HiGHS failed to {what}")
