@@ -21,7 +21,7 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
     """Options that another option of the same server and GPU type replaces at no loss, shape (J,).
 
     Replica by replica: option i dominates j when it has no less capacity, no more GPUs and no more cost per
-    replica, and does not leave the current accelerator where j keeps it. Of equal options the one with the
+    replica, and j is on no current accelerator, or on the same one as i. Of equal options the one with the
     smaller index, so the smaller batch limit, stays.
 
     Parameters
@@ -36,8 +36,10 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
         total = (problem.replicas_needed * problem.gpus).astype(np.float64)
         keys = (total, problem.gpus.astype(np.float64), cost_alone_per_h(problem))
     else:
-        leaves = (~problem.option_is_current).astype(np.float64)
-        keys = (-problem.capacity_rps, problem.gpus.astype(np.float64), problem.cost_per_h, leaves)
+        # Both keys are ordered between two current accelerators only where they are the same one.
+        current, accelerator = problem.option_is_current, problem.option_accelerator + 1.0
+        keeps = (np.where(current, accelerator, np.inf), np.where(current, -accelerator, np.inf))
+        keys = (-problem.capacity_rps, problem.gpus.astype(np.float64), problem.cost_per_h, *keeps)
     return _not_smallest(problem.option_server * max(len(problem.gpu_types), 1) + problem.gpu_type, keys)
 
 

@@ -144,19 +144,17 @@ def solve(
     out = dominated(problem)
     if out.all():
         return _nothing_to_decide(problem, out)
-    fallback = greedy(problem)
-
     first = _stage(problem, serve_all=True, names=names)
     index = len(first.formulation.objectives) - 1
     milp = program(first.formulation, index)
-    all_served = (served_share(problem, fallback) == 1.0).all()
-    start = first.start(fallback) if all_served else None
+    guess = first.greedy()
+    start = first.start(guess) if (served_share(problem, guess) == 1.0).all() else None
     raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(0.5), start=start))
     if raw.x is not None:
         plan, results, stage = first.plan(raw.x), _all_served(first.formulation, raw), first
     else:
         stage = _stage(problem, serve_all=False, names=names)
-        plan, results, raw, milp = _by_level(stage, backend, options, clock, fallback)
+        plan, results, raw, milp = _by_level(stage, backend, options, clock)
     value = _value_of_gpu(stage.formulation, results, backend, options, clock)
     return Solved(plan, results, out, value, raw.solver, raw.version, milp)
 
@@ -170,17 +168,21 @@ class _Stage:
     formulation: Formulation
 
     def plan(self, x: FloatArray) -> Plan:
-        """Plan over all options of the problem."""
-        replicas = np.zeros(len(self.problem.option_server), dtype=np.int64)
-        replicas[self.options] = self.formulation.read_plan(x).replicas
-        return Plan(replicas)
+        """Plan of a point, over all options of the problem."""
+        return self._widen(self.formulation.read_plan(x))
 
-    def start(self, plan: Plan) -> FloatArray | None:
-        """`plan` as a start for the solver; None where it uses an option that is left out."""
-        mine = Plan(plan.replicas[self.options])
-        if mine.replicas.sum() != plan.replicas.sum():
-            return None
-        return self.formulation.point(mine)
+    def greedy(self) -> Plan:
+        """The baseline's plan with these options, over all options of the problem."""
+        return self._widen(greedy(keep(self.problem, self.options)))
+
+    def start(self, plan: Plan) -> FloatArray:
+        """`plan`, which uses these options only, as a start for the solver."""
+        return self.formulation.point(Plan(plan.replicas[self.options]))
+
+    def _widen(self, plan: Plan) -> Plan:
+        replicas = np.zeros(len(self.problem.option_server), dtype=np.int64)
+        replicas[self.options] = plan.replicas
+        return Plan(replicas)
 
 
 def _stage(problem: AllocationProblem, *, serve_all: bool, names: bool) -> _Stage:
@@ -198,10 +200,10 @@ def _all_served(formulation: Formulation, raw: RawSolution) -> tuple[LevelResult
 
 
 def _by_level(
-    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock, fallback: Plan
+    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock
 ) -> tuple[Plan, tuple[LevelResult, ...], RawSolution, Milp]:
     """Solve level after level; where a level finds no point in time, the best plan so far stands in."""
-    plan = fallback
+    plan = stage.greedy()
     results: list[LevelResult] = []
     objectives = stage.formulation.objectives
     for index, objective in enumerate(objectives):

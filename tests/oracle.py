@@ -184,8 +184,8 @@ def random_problem(seed: int) -> AllocationProblem:
             if rng.random() < 0.4:
                 free = tuple(int(x) for x in rng.integers(0, 5, rng.integers(1, 4)))
                 nodes[t], stock[t] = free, sum(free)
-    has_current = rng.random(servers) < 0.4
-    current_server = np.flatnonzero(has_current).astype(np.int64)
+    running = rng.random((servers, accelerators)) < 0.2
+    current_server, current_accelerator = (index.astype(np.int64) for index in np.nonzero(running))
     return AllocationProblem(
         servers=tuple(f"s{i}" for i in range(servers)),
         accelerators=tuple(f"a{i}" for i in range(accelerators)),
@@ -203,7 +203,7 @@ def random_problem(seed: int) -> AllocationProblem:
         gpus=gpus[option_accelerator],
         cost_per_h=(price * gpus)[option_accelerator],
         current_server=current_server,
-        current_accelerator=rng.integers(0, accelerators, len(current_server)),
+        current_accelerator=current_accelerator,
         current_cost_per_h=np.round(rng.uniform(0, 30, len(current_server)), 2),
         inventory=Inventory(stock.astype(np.int64), tuple(nodes)),
         policy=Policy(
