@@ -104,6 +104,21 @@ def test_never_dearer_than_the_reference(name: str) -> None:
     assert report.cost_cents_per_h <= reference["totalCost"]
 
 
+def greedy_cost(system: dict[str, Any]) -> float:
+    return optimize(schema.parse_system(system), RequestOptions(backend="greedy")).report.cost_cents_per_h
+
+
+@pytest.mark.parametrize("name", ["law3-small", "law3-large"])
+def test_greedy_costs_what_the_reference_does(name: str) -> None:
+    reference = json.loads((SAMPLES / f"{name}.reference-solution.json").read_text())
+    assert greedy_cost(without_queue(document(name))) == reference["totalCost"]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("law3")])
+def test_greedy_costs_what_was_published(name: str) -> None:
+    assert greedy_cost(document(name)) == sum(a["cost"] for a in published(name).values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_backends_agree_on_the_samples(name: str) -> None:
     parsed = schema.parse_system(document(name))
