@@ -53,7 +53,7 @@ def analyze_json(
 def size_json(
     body: bytes, *, server: str | None = None, accelerator: str | None = None, strict: bool = False
 ) -> bytes:
-    """Answer ``POST /size``: as `analyze_json`, with each replica at the largest rate that meets the targets."""
+    """Answer ``POST /size``: as `analyze_json`, each replica at the largest rate that meets the targets."""
     parsed = schema.parse_system(body, strict=strict)
     fleet = size_fleet(parsed.system)
     which = _which(fleet, server, accelerator)

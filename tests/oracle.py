@@ -90,7 +90,7 @@ def _choices(problem: AllocationProblem, s: int) -> list[_Choice]:
             share = min(share, sum(replicas) / minimum)
         if share > 1 - 1e-9:
             share = 1.0
-        if problem.policy.saturation is SaturationPolicy.NONE and 0 < sum(replicas) and share < 1:
+        if problem.policy.saturation is SaturationPolicy.NONE and sum(replicas) > 0 and share < 1:
             continue
         cost = sum(problem.cost_per_h[j] * n for j, n in used)
         cost += factor * sum(c for a, c in current.items() if a not in accelerators)

@@ -1,4 +1,4 @@
-"""System to problem and plan to allocation: units, batch limits, generations, inventory, current allocations."""
+"""System to problem and plan to allocation: units, batch limits, inventory, what runs now."""
 
 import copy
 from typing import Any

@@ -92,9 +92,9 @@ def test_scarcity_serves_the_first_class_and_says_what_is_missing() -> None:
         1.0,
     )
     assert short.reason == "gpus"
-    assert (
-        short.detail
-        == "its whole demand needs 2 H (0 left by the others) or 3 L (1 left by the others) or 12 S (3 left by the others)"
+    assert short.detail == (
+        "its whole demand needs 2 H (0 left by the others) or 3 L (1 left by the others) "
+        "or 12 S (3 left by the others)"
     )
     assert use(response, "L").binding
     assert use(response, "L").value_of_one_more_gpu.unserved_share == pytest.approx(1 / 3)

@@ -1,0 +1,291 @@
+"""The decomposition agrees with brute force and with the direct method, and its bounds are bounds."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+
+from solver import backends
+from solver.check import score, violations
+from solver.decompose import decompose
+from solver.formulate import formulate, program
+from solver.milp import SolveOptions, Termination
+from solver.pricing import Columns, Prices, Servers, mixtures, single_type
+from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy, SaturationPolicy
+from solver.reduce import dominated, keep
+from solver.solve import solve
+
+EXACT = SolveOptions(relative_gap=1e-9, time_limit_s=30.0)
+
+
+def fleet(
+    servers: int, seed: int, *, mix: bool = False, stock: float = 1.0, spread: float = 1.0
+) -> AllocationProblem:
+    """Servers on six accelerators of four GPU types; `stock` cards of each type for each server.
+
+    `spread` is the standard deviation of the logarithm of costs and capacities.
+    """
+    rng = np.random.default_rng(seed)
+    gpu_type, gpus = np.array([0, 0, 1, 2, 2, 3]), np.array([1, 2, 1, 1, 4, 1])
+    count = len(gpu_type)
+    server, accelerator = np.divmod(np.arange(servers * count), count)
+    price = np.exp(rng.normal(0.0, spread, 4))[gpu_type] * gpus
+    speed = np.exp(rng.normal(0.0, spread, count)) * gpus
+    return AllocationProblem(
+        servers=tuple(f"s{i:05d}" for i in range(servers)),
+        accelerators=tuple(f"a{i}" for i in range(count)),
+        gpu_types=tuple(f"t{i}" for i in range(4)),
+        arrival_rps=np.exp(rng.normal(1.5, 0.8, servers)) * np.median(speed),
+        min_replicas=np.zeros(servers, dtype=np.int64),
+        max_replicas=np.full(servers, NO_LIMIT),
+        priority=rng.integers(1, 4, servers),
+        weight=np.ones(servers),
+        option_server=server,
+        option_accelerator=accelerator,
+        option_batch=np.ones(len(server), dtype=np.int64),
+        capacity_rps=speed[accelerator] * np.exp(rng.normal(0.0, 0.3, len(server))),
+        gpu_type=gpu_type[accelerator],
+        gpus=gpus[accelerator],
+        cost_per_h=price[accelerator],
+        current_server=np.zeros(0, dtype=np.int64),
+        current_accelerator=np.zeros(0, dtype=np.int64),
+        current_cost_per_h=np.zeros(0),
+        inventory=Inventory(np.full(4, int(stock * servers), dtype=np.int64), (None,) * 4),
+        policy=Policy(max_types=None if mix else 1),
+    )
+
+
+def values(problem: AllocationProblem, plan: Plan) -> tuple[float, ...]:
+    return score(problem, plan).levels
+
+
+def test_decomposition_finds_the_brute_force_optimum() -> None:
+    driver = backends.get("highs")
+    for seed in range(500):
+        problem = oracle.random_problem(seed)
+        best = oracle.best(problem)
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == [], seed
+        assert solved.termination is Termination.OPTIMAL, seed
+        assert values(problem, solved.plan) == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
+        for found, value in zip(solved.levels, best.values, strict=True):
+            assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+
+
+@pytest.mark.parametrize("mix", [False, True])
+@pytest.mark.parametrize("stock", [1.0, 3.0, 20.0])
+def test_decomposition_equals_the_direct_method_on_a_small_fleet(mix: bool, stock: float) -> None:
+    driver = backends.get("highs")
+    options = SolveOptions(relative_gap=1e-3, time_limit_s=20.0)
+    for seed in range(3):
+        problem = fleet(8, seed, mix=mix, stock=stock)
+        found, direct = decompose(problem, driver, options), solve(problem, driver, options)
+        assert violations(problem, found.plan) == []
+        assert found.termination is Termination.OPTIMAL
+        ours, theirs = values(problem, found.plan), values(problem, direct.plan)
+        assert ours[:-1] == pytest.approx(theirs[:-1], abs=1e-5)
+        assert ours[-1] == pytest.approx(theirs[-1], rel=2e-3)
+        assert found.levels[-1].bound <= theirs[-1] * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_without_limits_every_server_gets_its_own_best(mix: bool) -> None:
+    problem = fleet(40, 1, mix=mix)
+    free = replace(problem, inventory=Inventory(np.full(4, NO_LIMIT), (None,) * 4))
+    solved = decompose(free, backends.get("highs"), EXACT)
+    alone = 0.0
+    for s in range(40):
+        mine = np.flatnonzero(free.option_server == s)
+        if mix:
+            one = replace(
+                keep(free, mine),
+                option_server=np.zeros(len(mine), dtype=np.int64),
+                servers=("s",),
+                arrival_rps=free.arrival_rps[s : s + 1],
+                min_replicas=free.min_replicas[:1],
+                max_replicas=free.max_replicas[:1],
+                priority=free.priority[s : s + 1],
+                weight=free.weight[:1],
+            )
+            alone += solve(one, backends.get("highs"), EXACT).levels[-1].value
+        else:
+            alone += float((free.cost_per_h * free.replicas_needed)[mine].min())
+    assert solved.termination is Termination.OPTIMAL
+    assert solved.levels[-1].value == pytest.approx(alone, rel=1e-6)
+
+
+def test_bound_is_that_of_the_whole_program_for_one_type() -> None:
+    """The relaxation of the whole program is a bound computed another way; the Lagrangian bound equals it."""
+    problem = fleet(700, 3, stock=4.0)
+    driver = backends.get("highs")
+    solved = decompose(problem, driver, SolveOptions(relative_gap=1e-2, time_limit_s=30.0))
+    formulation = formulate(keep(problem, np.flatnonzero(~dominated(problem))), serve_all=True)
+    relaxed = driver.solve(program(formulation, len(formulation.objectives) - 1), SolveOptions(relax=True))
+    assert solved.termination is Termination.OPTIMAL
+    assert solved.levels[-1].bound <= solved.levels[-1].value
+    assert solved.levels[-1].bound == pytest.approx(relaxed.objective, rel=1e-3)
+    assert solved.levels[-1].bound <= relaxed.objective * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_mixtures_match_enumeration_at_any_prices(partial: bool) -> None:
+    """Every column of a server is listed by brute force; the search finds the best and all near it."""
+    saturation = SaturationPolicy.PRIORITY_EXHAUSTIVE if partial else SaturationPolicy.NONE
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        problem = replace(
+            fleet(6, seed), policy=Policy(max_types=(2, 3, None)[seed % 3], saturation=saturation)
+        )
+        problem = replace(
+            problem,
+            min_replicas=rng.integers(0, 4, 6),
+            max_replicas=np.where(rng.random(6) < 0.5, rng.integers(4, 7, 6), NO_LIMIT),
+            capacity_rps=problem.arrival_rps[problem.option_server] / rng.uniform(0.8, 4.0, 36),
+        )
+        problem = keep(problem, np.flatnonzero(~dominated(problem)))
+        servers = Servers(problem)
+        prices = Prices(
+            replica=problem.cost_per_h * rng.uniform(0.5, 2.0, len(problem.cost_per_h)),
+            fixed=1.0,
+            unserved=rng.uniform(0.0, 20.0, 6),
+            unmet=rng.uniform(0.0, 1.0, 6),
+        )
+        found = mixtures(servers, np.arange(6), prices, np.ones(6), np.full(6, 0.3), lambda: 1.0)
+        for s in range(6):
+            every = enumerate_columns(servers, s, prices)
+            mine = np.sort(found.columns.take(found.columns.server == s).value(prices))
+            assert found.lower[s] == pytest.approx(every.min(), rel=1e-9, abs=1e-12)
+            near = np.sort(every[every < every.min() + 0.3])
+            assert set(np.round(near, 9)) <= set(np.round(mine, 9)), (seed, s)
+
+
+def enumerate_columns(servers: Servers, s: int, prices: Prices) -> np.ndarray:
+    """Worth of every column of one server without a superfluous replica, by trying all numbers."""
+    problem = servers.problem
+    options = np.flatnonzero(problem.option_server == s)
+
+    def unserved(replicas: np.ndarray) -> float:
+        share = float(problem.capacity_rps[options] @ replicas) / problem.arrival_rps[s]
+        if problem.min_replicas[s]:
+            share = min(share, replicas.sum() / problem.min_replicas[s])
+        return 0.0 if share > 1.0 - 1e-9 else 1.0 - share
+
+    worth = []
+    one_less = np.eye(len(options), dtype=np.int64)
+    for number in itertools.product(*(range(n + 1) for n in servers.most[options])):
+        replicas = np.array(number)
+        types = int((replicas > 0).sum())
+        if replicas.sum() > problem.max_replicas[s] or types > (problem.policy.max_types or types):
+            continue
+        left = unserved(replicas)
+        if not problem.policy.partial and types > 0 and left > 0:
+            continue
+        if left == 0 and any(unserved(replicas - one) == 0 for one in one_less[replicas > 0]):
+            continue
+        charge = prices.unserved[s] * left + prices.unmet[s] * (left > 0)
+        worth.append(float(prices.replica[options] @ replicas) + charge)
+    return np.array(worth)
+
+
+def test_single_type_columns_of_a_float_ceiling() -> None:
+    problem = fleet(1, 0)
+    problem = replace(
+        problem, arrival_rps=np.array([40.0]), capacity_rps=np.full(len(problem.capacity_rps), 0.4)
+    )
+    problem = replace(problem, inventory=Inventory(np.full(4, NO_LIMIT), (None,) * 4))
+    columns: Columns = single_type(Servers(problem))
+    assert columns.replicas.data.max() == columns.replicas.data.min() == 100
+    mixed = replace(problem, policy=Policy(max_types=None))
+    solved = decompose(mixed, backends.get("highs"), EXACT)
+    assert solved.plan.replicas.sum() == 100
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_equal_servers_and_equal_accelerators(mix: bool) -> None:
+    """Ties everywhere: the bound must still meet a plan, which is easy to name."""
+    problem = fleet(60, 0, mix=mix)
+    same = replace(
+        problem,
+        arrival_rps=np.full(60, 3.0),
+        capacity_rps=problem.gpus.astype(float),
+        cost_per_h=2.0 * problem.gpus,
+        inventory=Inventory(np.full(4, 60, dtype=np.int64), (None,) * 4),
+    )
+    solved = decompose(same, backends.get("highs"), EXACT)
+    # 180 cards of 240 at 2 each; with one type per server 4-card replicas waste one card, none need it.
+    assert solved.termination is Termination.OPTIMAL
+    assert solved.levels[-1].value == pytest.approx(360.0)
+    assert violations(same, solved.plan) == []
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_costs_and_capacities_over_six_orders_of_magnitude(mix: bool) -> None:
+    problem = fleet(30, 5, mix=mix, stock=200.0)
+    rng = np.random.default_rng(5)
+    wide = replace(
+        problem,
+        arrival_rps=10.0 ** rng.uniform(-2, 4, 30),
+        cost_per_h=problem.cost_per_h * 10.0 ** rng.uniform(-3, 3, len(problem.cost_per_h)),
+    )
+    wide = replace(
+        wide, capacity_rps=wide.arrival_rps[wide.option_server] / rng.uniform(0.5, 8.0, len(wide.gpus))
+    )
+    driver = backends.get("highs")
+    solved = decompose(wide, driver, SolveOptions(relative_gap=1e-4, time_limit_s=20.0))
+    direct = solve(wide, driver, SolveOptions(relative_gap=1e-4, time_limit_s=20.0))
+    assert violations(wide, solved.plan) == []
+    assert solved.levels[-1].bound <= direct.levels[-1].value * (1.0 + 1e-6)
+    assert solved.levels[-1].value == pytest.approx(direct.levels[-1].value, rel=1e-3)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+@pytest.mark.parametrize("stock", [2.0, 5.0])
+def test_a_short_deadline_still_gives_a_plan_and_a_true_bound(mix: bool, stock: float) -> None:
+    problem = fleet(300, 7, mix=mix, stock=stock)
+    driver = backends.get("highs")
+    short = decompose(problem, driver, SolveOptions(time_limit_s=0.05))
+    long = decompose(problem, driver, SolveOptions(relative_gap=1e-3, time_limit_s=10.0))
+    assert violations(problem, short.plan) == []
+    assert short.levels[0].bound <= long.levels[0].value + 1e-6
+    same = [r.value for r in short.levels[:-1]] == pytest.approx(
+        [r.value for r in long.levels[:-1]], abs=1e-6
+    )
+    if same:
+        assert short.levels[-1].bound <= long.levels[-1].value * (1.0 + 1e-9)
+        assert short.levels[-1].value >= long.levels[-1].bound * (1.0 - 1e-9)
+
+
+def test_a_given_start_is_never_made_worse() -> None:
+    problem = fleet(300, 7, stock=4.0)
+    driver = backends.get("highs")
+    good = decompose(problem, driver, SolveOptions(relative_gap=1e-3, time_limit_s=10.0))
+    again = decompose(problem, driver, SolveOptions(time_limit_s=1e-3), start=good.plan)
+    assert values(problem, again.plan) <= tuple(v + 1e-9 for v in values(problem, good.plan))
+
+
+def test_value_of_a_gpu_is_what_one_more_would_save() -> None:
+    """The dual is a derivative of the bound: the bound with more cards falls by about as much."""
+    problem = fleet(400, 11, stock=4.0)
+    driver = backends.get("highs")
+    options = SolveOptions(relative_gap=1e-3, time_limit_s=20.0)
+    solved = decompose(problem, driver, options)
+    worth = solved.value_of_gpu.cost_per_h
+    assert (worth >= 0).all() and worth.max() > 0
+    t = int(worth.argmax())
+    more = problem.inventory.gpus.copy()
+    more[t] += 20
+    bound = (
+        decompose(replace(problem, inventory=Inventory(more, (None,) * 4)), driver, options).levels[-1].bound
+    )
+    assert solved.levels[-1].bound - bound == pytest.approx(20 * worth[t], rel=0.2)
+
+
+def test_unlimited_types_have_no_value() -> None:
+    problem = fleet(20, 2)
+    gpus = np.array([NO_LIMIT, 1000, 1000, 1000])
+    problem = replace(problem, inventory=Inventory(gpus, (None,) * 4))
+    worth = decompose(problem, backends.get("highs"), EXACT).value_of_gpu.cost_per_h
+    assert np.isnan(worth[0])
+    assert (worth[1:] == 0).all()
