@@ -42,8 +42,8 @@ ROOT_TOLERANCE = 1e-9
 RATE_TOLERANCE = 1e-6
 SECANT_STEPS = 30
 
-# States (candidates x batch limit) that are in memory at once: 64 MiB of float64.
-GROUP_STATES = 1 << 23
+# States (candidates x batch limit) that are in memory at once: 8 MiB of float64.
+GROUP_STATES = 1 << 20
 
 
 class Limit(IntEnum):

@@ -95,7 +95,7 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     =====  ==========================================================================================
     1      K (alpha + beta n)
     2      prefill(n) + (b - 1) (alpha + beta n), prefill(n) = gamma + delta a n, 0 where a = 0;
-           a request of no input and one output token takes one decode
+           a request of one output token takes one decode where prefill takes no time
     3      (c + b) (alpha + n d), with c = `prefill_chunks` and d = `work_per_iteration_s`
     =====  ==========================================================================================
 
@@ -249,9 +249,10 @@ def _affine(base_s: FloatArray, slope_s: FloatArray, batch: FloatArray) -> Float
 
 
 def _decode_steps(candidates: Candidates) -> FloatArray:
-    """Decode iterations of a request of law 2: the prefill yields the first token."""
+    """Decode iterations of a request of law 2: the prefill, where there is one, yields the first token."""
     c = candidates
-    return np.where((c.in_tokens == 0) & (c.out_tokens == 1), 1.0, c.out_tokens - 1.0)
+    prefill = (c.in_tokens > 0) & (c.gamma_s + c.delta_s > 0)
+    return np.where(prefill | (c.out_tokens > 1), np.maximum(c.out_tokens - 1.0, 0.0), 1.0)
 
 
 def _prefill_base_s(candidates: Candidates) -> FloatArray:

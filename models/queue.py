@@ -37,9 +37,8 @@ ANCHOR_STRIDE = 16
 # Elements of a block's matrix, 0.5 MiB of float64: it and a copy fit a core's cache.
 BLOCK_ELEMENTS = 65_536
 
-# Below this |Q log r| the formulas for r -> 1 are used: where their error meets that of the cancellation.
+# Below this |Q log r| series around r = 1 are used: where their error meets that of the cancellation.
 FLAT = 1e-4
-FLAT_TAIL = 1e-8
 
 # Below this the logarithm of a probability is computed by a continued fraction.
 TINY = 1e-290
@@ -101,6 +100,7 @@ class State:
         Exchanging the sums and writing G(Q, m) = P(Poisson(m) < Q), a regularised incomplete gamma
         function, the quotient is (e^{-m (1-r)} G(Q, r m) - r^Q G(Q, m)) / (1 - r^Q), and for r = 1 it is
         G(Q, m) - (m / Q) G(Q - 1, m). Where Q grows without bound it becomes e^{-(mu(N) - lambda) t}.
+        Computed to about 1e-9.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class State:
             some_wait, beyond / np.where(some_wait, self.waiting_probability, 1.0), 1.0
         )
         slack = np.maximum(-np.expm1(self.log_load), SMALLEST)
-        high = gammainccinv(np.maximum(self.max_queue, 1.0), beyond_of_waiting)
+        high: FloatArray = gammainccinv(np.maximum(self.max_queue, 1.0), beyond_of_waiting)
         high = np.minimum(high, -np.log(beyond_of_waiting) / slack)
         low = np.zeros_like(high)
         for _ in range(PERCENTILE_HALVINGS):
@@ -337,14 +337,17 @@ def _tail_given_wait(count: FloatArray, log_r: FloatArray, mean: FloatArray) -> 
     count = np.maximum(count, 1.0)
     r = np.exp(log_r)
     full = gammaincc(count, mean)
-    flat = np.abs(count * log_r) < FLAT_TAIL
+    flat = np.abs(count * log_r) < FLAT
     x = np.where(flat, 1.0, count * log_r)
     # Numerator and denominator are divided by max(1, r^Q), which keeps both in range in overload.
     log_open = (r - 1.0) * mean + _log_gammaincc(count, r * mean) - np.maximum(x, 0.0)
     difference = np.exp(log_open) - np.exp(np.minimum(x, 0.0)) * full
     quotient = np.sign(x) * difference / np.expm1(-np.abs(x))
-    at_one = full - mean / count * gammaincc(np.maximum(count - 1.0, SMALLEST), mean)
-    tail: FloatArray = np.clip(np.where(flat, at_one, quotient), 0.0, 1.0)
+    # Near r = 1 the two terms cancel; this is the quotient to second order in log r.
+    one_less, two_less = (gammaincc(np.maximum(count - i, SMALLEST), mean) for i in (1.0, 2.0))
+    slope = ((count - 1.0) * one_less - mean * two_less) / 2.0
+    series = full + (log_r * slope - one_less) * mean / count
+    tail: FloatArray = np.clip(np.where(flat, series, quotient), 0.0, 1.0)
     return tail
 
 
