@@ -125,6 +125,8 @@ def size_fleet(system: schema.System) -> Fleet:
 
     length = np.array([x.length_tokens for x in load])
     in_tokens, out_tokens = np.array([x.in_out_tokens for x in load]).reshape(-1, 2).T
+    # A request of any output has one token at least; a mean below 1 is one of requests without any.
+    length, out_tokens = (np.where(x > 0, np.maximum(x, 1.0), 0.0) for x in (length, out_tokens))
     arrival_rpm = np.array([x.arrival_rate_rpm for x in load], dtype=np.float64)
     lists = [rows_of_model.get(s.model, _EMPTY) for s in wire]
     row = np.concatenate([*lists, _EMPTY])
