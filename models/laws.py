@@ -45,6 +45,11 @@ class Candidates:
         A `Law`.
     alpha_s, beta_s, gamma_s, delta_s : float
         Parameters of the law, in seconds, >= 0, alpha + beta > 0; 0 where the law has no such parameter.
+    beta_prefill_s, prefill_floor_s, epsilon_s : float
+        Of law 3, >= 0: compute time of a prompt token, least time of a prompt, time to read the weights of
+        all experts. beta_s, 0 and 0: the law without them.
+    expert_fraction : float
+        f in 0..1: share of the experts that a token uses.
     in_tokens : float
         a >= 0; 0 for law 1.
     out_tokens : float
@@ -69,6 +74,10 @@ class Candidates:
     beta_s: FloatArray
     gamma_s: FloatArray
     delta_s: FloatArray
+    beta_prefill_s: FloatArray
+    prefill_floor_s: FloatArray
+    epsilon_s: FloatArray
+    expert_fraction: FloatArray
     in_tokens: FloatArray
     out_tokens: FloatArray
     max_batch: IntArray
@@ -96,7 +105,8 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     1      K (alpha + beta n)
     2      prefill(n) + (b - 1) (alpha + beta n), prefill(n) = gamma + delta a n, 0 where a = 0;
            a request of one output token takes one decode where prefill takes no time
-    3      (c + b) (alpha + n d), with c = `prefill_chunks` and d = `work_per_iteration_s`
+    3      (c + b) (alpha + epsilon (1 - (1 - f)^n) + n d), with c = `prefill_chunks` and
+           d = `work_per_iteration_s`
     =====  ==========================================================================================
 
     The service rate of the batch is mu(n) = n / time.
@@ -125,13 +135,15 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
         )
     steps = 1.0 + c.out_tokens
     service_s = _affine(steps * c.alpha_s, steps * work_per_iteration_s(c, np.ones(len(c))), batch)
+    if c.epsilon_s.any():
+        service_s += steps[:, np.newaxis] * experts_s(c.take((slice(None), np.newaxis)), batch)
     # Most prompts stay whole up to the batch limit, and their time is affine in n.
     cut = np.flatnonzero(prefill_chunks(c, batch.max(axis=-1)) > 1)
     if len(cut):
         column = c.take(cut).take((slice(None), np.newaxis))
         chunks = prefill_chunks(column, batch)
         time_s = (chunks + column.out_tokens) * (
-            column.alpha_s + batch * work_per_iteration_s(column, chunks)
+            column.alpha_s + experts_s(column, batch) + batch * work_per_iteration_s(column, chunks)
         )
         service_s[cut] = time_s
     return service_s
@@ -149,8 +161,9 @@ def latencies_s(
     2      alpha + beta n* and prefill(n*), with n* = (S - gamma - alpha (b - 1)) / (delta a + beta (b - 1)),
            the batch whose service time is S, clamped to 0..N. As in the reference gamma is subtracted even
            where a = 0 and no prefill takes place; then n* is too low by gamma / (beta (b - 1)).
-    3      (S - prefill) / b and prefill + ITL, with prefill = c max(alpha + (L - 1) d, 0) + w and c the
-           chunks at L rounded to 1..N; w = `prefill_work_s`. Where c steps up the ITL steps down a little.
+    3      (S - prefill) / b and prefill + ITL, with prefill = c max(alpha + epsilon (1 - (1 - f)^L) +
+           (L - 1) d, 0) + w and c the chunks at L rounded to 1..N; w = `prefill_work_s`. Where c steps up the
+           ITL steps down a little.
     =====  ==========================================================================================
 
     Parameters
@@ -180,7 +193,8 @@ def latencies_s(
         batch = np.clip(batch, 0.0, c.max_batch)
         return c.alpha_s + c.beta_s * batch, _prefill_base_s(c) + c.delta_s * c.in_tokens * batch
     chunks = prefill_chunks(c, np.clip(np.floor(occupancy + 0.5), 1.0, c.max_batch))
-    others_s = np.maximum(c.alpha_s + (occupancy - 1.0) * work_per_iteration_s(c, chunks), 0.0)
+    base_s = c.alpha_s + experts_s(c, occupancy)
+    others_s = np.maximum(base_s + (occupancy - 1.0) * work_per_iteration_s(c, chunks), 0.0)
     prefill_s = chunks * others_s + prefill_work_s(c, chunks)
     itl_s = (service_s - prefill_s) / c.out_tokens
     return itl_s, prefill_s + itl_s
@@ -201,8 +215,9 @@ def lone_latencies_s(law: Law, candidates: Candidates) -> tuple[FloatArray, Floa
     if law is Law.PREFILL_DECODE:
         return c.alpha_s + c.beta_s, _prefill_base_s(c) + c.delta_s * c.in_tokens
     chunks = prefill_chunks(c, np.ones(len(c)))
-    itl_s = c.alpha_s + c.beta_s + c.gamma_s * (c.in_tokens + (c.out_tokens + 1.0) / 2.0)
-    first_s = chunks * c.alpha_s + prefill_work_s(c, chunks) + itl_s
+    base_s = c.alpha_s + experts_s(c, np.ones(len(c)))
+    itl_s = base_s + c.beta_s + c.gamma_s * (c.in_tokens + (c.out_tokens + 1.0) / 2.0)
+    first_s = chunks * base_s + prefill_work_s(c, chunks) + itl_s
     return itl_s, np.where(c.in_tokens > 0, first_s, 0.0)
 
 
@@ -227,9 +242,22 @@ def prefill_chunks(candidates: Candidates, batch: FloatArray) -> FloatArray:
 
 
 def prefill_work_s(candidates: Candidates, chunks: FloatArray) -> FloatArray:
-    """Return the time that one request's own prefill adds (law 3): (beta + gamma (c + 1) / 2) a."""
+    """Return the time that one request's own prefill adds (law 3).
+
+    max(floor, (beta_prefill + gamma (c + 1) / 2) a); 0 without input.
+    """
     c = candidates
-    return (c.beta_s + c.gamma_s * (chunks + 1.0) / 2.0) * c.in_tokens
+    work_s = (c.beta_prefill_s + c.gamma_s * (chunks + 1.0) / 2.0) * c.in_tokens
+    return np.where(c.in_tokens > 0, np.maximum(work_s, c.prefill_floor_s), 0.0)
+
+
+def experts_s(candidates: Candidates, batch: FloatArray) -> FloatArray:
+    """Return the time to read the experts that n tokens use (law 3): epsilon (1 - (1 - f)^n).
+
+    f is the share of the experts that one token uses, each token's independent of the others'.
+    """
+    c = candidates
+    return c.epsilon_s * (1.0 - (1.0 - c.expert_fraction) ** batch)
 
 
 def work_per_iteration_s(candidates: Candidates, chunks: FloatArray) -> FloatArray:

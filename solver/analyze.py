@@ -8,6 +8,7 @@ import numpy as np
 
 from models.capacity import Limit
 from solver import schema
+from solver.catalog import read_system
 from solver.convert import MEASURED, from_rpm, in_ms, in_rpm, metrics_at, size_fleet
 from solver.errors import InputError, Problem
 from solver.explain import in_words
@@ -44,7 +45,7 @@ def analyze_json(
     InputError
         The document is wrong, or it has no such server or accelerator.
     """
-    parsed = schema.parse_system(body, strict=strict)
+    parsed = read_system(body, strict=strict)
     return (
         analyze(parsed, rate_rpm=rate_rpm, server=server, accelerator=accelerator).model_dump_json().encode()
     )
@@ -54,7 +55,7 @@ def size_json(
     body: bytes, *, server: str | None = None, accelerator: str | None = None, strict: bool = False
 ) -> bytes:
     """Answer ``POST /size``: as `analyze_json`, each replica at the largest rate that meets the targets."""
-    parsed = schema.parse_system(body, strict=strict)
+    parsed = read_system(body, strict=strict)
     fleet = size_fleet(parsed.system)
     which = _which(fleet, server, accelerator)
     return _table(fleet, which, fleet.sizing.arrival_rps[which]).model_dump_json().encode()
@@ -92,7 +93,7 @@ def _which(fleet: Fleet, server: str | None, accelerator: str | None) -> IntArra
 
 def _replicas(fleet: Fleet) -> IntArray:
     """Replicas that serve each candidate's server alone, shape (K,); 0 where no number does."""
-    able = fleet.capacity_rps > 0
+    able = fleet.fits & (fleet.capacity_rps > 0)
     load = np.zeros(len(able))
     np.divide(fleet.arrival_rps[fleet.server], fleet.capacity_rps, out=load, where=able)
     needed = np.ceil(load * (1.0 - DEMAND_TOLERANCE)).astype(np.int64)
@@ -105,7 +106,7 @@ def _table(fleet: Fleet, which: IntArray, arrival_rps: FloatArray) -> schema.Ana
     replicas = _replicas(fleet)
     rows = []
     for i, k in enumerate(which.tolist()):
-        feasible = bool(fleet.capacity_rps[k] > 0)
+        feasible = bool(fleet.fits[k] and fleet.capacity_rps[k] > 0)
         law = int(fleet.law[k])
         rows.append(
             schema.Candidate(
@@ -134,6 +135,8 @@ def _table(fleet: Fleet, which: IntArray, arrival_rps: FloatArray) -> schema.Ana
 
 
 def _reason(fleet: Fleet, k: int) -> str:
+    if not fleet.fits[k]:
+        return in_words(fleet, k)
     if fleet.law[k] == MEASURED:
         return "a measured capacity: latencies are not modelled"
     if not fleet.loaded[fleet.server[k]]:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from solver.catalog_cli import add_parsers
 from solver.errors import BackendMissingError, FleetoptError, InputError, NoAnswerError, Problem
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_request(commands)
     _add_scenario(commands)
     _add_backends(commands)
+    add_parsers(commands)
     return parser
 
 
@@ -94,6 +96,9 @@ examples:
   fleetopt serve --port 8080                       the HTTP service; its API is at /docs
   fleetopt request http://127.0.0.1:8080 system.json
   fleetopt scenario run scenarios/                 what-if files, with what is expected of them
+  fleetopt catalog                                 measured profiles, GPUs and prices that ship with it
+  fleetopt system new --help                       a system from the catalogue, without measuring first
+  fleetopt fit measurements.csv                    a profile from your own measurements
 
 exit codes:
   0 an answer; 1 a defect, or an expectation that does not hold; 2 bad input; 3 no answer in time
@@ -142,7 +147,8 @@ def _add_optimize(commands: _Commands) -> None:
 
 
 def _optimize(args: argparse.Namespace) -> int:
-    from solver import schema, table
+    from solver import table
+    from solver.catalog import read_system
     from solver.optimize import Defaults, RequestOptions, optimize, write_model
     from solver.settings import read_settings
 
@@ -151,7 +157,7 @@ def _optimize(args: argparse.Namespace) -> int:
     settings = read_settings(os.environ, {})
     defaults = Defaults(settings.backend, settings.time_limit_s)
     with _elapsed(sys.stderr, "solving"):
-        parsed = schema.parse_system(_read(args.file), strict=args.strict)
+        parsed = read_system(_read(args.file), strict=args.strict)
         if args.write_model:
             response = write_model(parsed, options, args.write_model, defaults)
         else:
@@ -183,10 +189,11 @@ def _add_analyze(commands: _Commands) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> int:
-    from solver import schema, table
+    from solver import table
     from solver.analyze import analyze
+    from solver.catalog import read_system
 
-    parsed = schema.parse_system(_read(args.file), strict=args.strict)
+    parsed = read_system(_read(args.file), strict=args.strict)
     found = analyze(parsed, rate_rpm=args.rate, server=args.server, accelerator=args.accelerator)
     if args.output == "json":
         print(found.model_dump_json(indent=2))
@@ -249,9 +256,10 @@ def _add_request(commands: _Commands) -> None:
 
 def _request(args: argparse.Namespace) -> int:
     from solver import schema, table
+    from solver.catalog import read_system
 
     explain = args.explain if args.explain is not None else args.output == "json"
-    parsed = schema.parse_system(body := _read(args.file), strict=args.strict)
+    parsed = read_system(body := _read(args.file), strict=args.strict)
     query = {"backend": args.backend, "time_limit": args.time_limit, "gap": args.gap}
     flags = {"strict": args.strict, "explain": explain}
     options = {name: value for name, value in {**query, **flags}.items() if value is not None}

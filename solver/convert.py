@@ -13,6 +13,7 @@ import numpy as np
 
 from models.capacity import Metrics, Sizing, evaluate, size, unloaded
 from models.laws import Candidates
+from models.memory import largest_batch
 from solver import schema
 from solver.check import carried_rps
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from solver.problem import Plan
 
 MS_PER_S = 1000.0
+BYTES_PER_GB = 1e9
 S_PER_MIN = 60.0
 
 # Law number of a profile that is a measured capacity, with no law at all.
@@ -57,6 +59,10 @@ class Fleet:
         NaN and zeros for measured capacity and for servers without load.
     capacity_rps : (K,) float
         Counting capacity of one replica: 0 when a target is missed at any rate, inf without load.
+    memory_limited : (K,) bool
+        Where the KV cache sets the batch limit.
+    fits : (K,) bool
+        Whether the memory holds one request at least.
     allowed : (K,) bool
         False where `keepAccelerator` rules the candidate out.
     gpu_type, gpus : (K,) int
@@ -75,6 +81,8 @@ class Fleet:
     candidates: Candidates
     sizing: Sizing
     capacity_rps: FloatArray
+    memory_limited: BoolArray
+    fits: BoolArray
     allowed: BoolArray
     gpu_type: IntArray
     gpus: IntArray
@@ -85,7 +93,8 @@ class Fleet:
         """Candidates that are options of the program, rising indices."""
         minimum = np.array([s.min_num_replicas for s in self.wire], dtype=np.int64)
         wanting = self.loaded | (minimum > 0)
-        return np.flatnonzero(self.allowed & (self.capacity_rps > 0) & wanting[self.server])
+        able = self.fits & (self.capacity_rps > 0)
+        return np.flatnonzero(self.allowed & able & wanting[self.server])
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,13 @@ class _Rows:
     beta_s: FloatArray
     gamma_s: FloatArray
     delta_s: FloatArray
+    beta_prefill_s: FloatArray
+    prefill_floor_s: FloatArray
+    epsilon_s: FloatArray
+    expert_fraction: FloatArray
+    memory_bytes: FloatArray
+    weight_bytes: FloatArray
+    kv_bytes_per_token: FloatArray
     max_batch: IntArray
     at_tokens: IntArray
     batch: IntArray
@@ -138,18 +154,25 @@ def size_fleet(system: schema.System) -> Fleet:
     measured[server[law == MEASURED]] = True
     loaded = (arrival_rpm > 0) & ((out_tokens > 0) | (length > 0) | measured)
     tokens = np.where(law == 1, length[server], out_tokens[server])
-    batch = _batch_limits(
+    wanted = _batch_limits(
         rows, row, tokens, np.array([s.max_batch_size for s in wire], dtype=np.int64)[server]
     )
+    request_tokens = np.where(law == 1, length[server], (in_tokens + out_tokens)[server])
+    held = largest_batch(
+        rows.memory_bytes[row], rows.weight_bytes[row], rows.kv_bytes_per_token[row], request_tokens
+    )
+    batch = np.minimum(wanted, np.maximum(held, 1))
 
     order = np.lexsort((batch, rows.accelerator[row], server))
     row, server, batch = row[order], server[order], batch[order]
+    memory_limited, fits = (held < wanted)[order], (held > 0)[order]
     # Batch limits of one pair that were cut to the same limit are one candidate.
     first = np.r_[
         True, (np.diff(server) != 0) | (np.diff(rows.accelerator[row]) != 0) | (np.diff(batch) != 0)
     ]
     first = first[: len(row)]
     row, server, batch = row[first], server[first], batch[first]
+    memory_limited, fits = memory_limited[first], fits[first]
     law, tokens = rows.law[row], np.where(rows.law[row] == 1, length[server], out_tokens[server])
 
     queue = np.array([-1 if s.max_queue_size is None else s.max_queue_size for s in wire], dtype=np.int64)
@@ -168,6 +191,10 @@ def size_fleet(system: schema.System) -> Fleet:
         beta_s=rows.beta_s[row],
         gamma_s=rows.gamma_s[row],
         delta_s=rows.delta_s[row],
+        beta_prefill_s=rows.beta_prefill_s[row],
+        prefill_floor_s=rows.prefill_floor_s[row],
+        epsilon_s=rows.epsilon_s[row],
+        expert_fraction=rows.expert_fraction[row],
         in_tokens=np.where(law == 1, 0.0, in_tokens[server]),
         out_tokens=tokens,
         max_batch=batch,
@@ -197,6 +224,8 @@ def size_fleet(system: schema.System) -> Fleet:
         candidates=candidates,
         sizing=sizing,
         capacity_rps=capacity_rps,
+        memory_limited=memory_limited,
+        fits=fits,
         allowed=_allowed(wire, accelerators, server, rows.accelerator[row]),
         gpu_type=rows.gpu_type[row],
         gpus=rows.gpus[row],
@@ -238,6 +267,10 @@ def _profile_rows(
                     index[profile.acc],
                     profile.law,
                     *(ms / MS_PER_S for ms in _law_parameters_ms(profile)),
+                    profile.perf_parms.expert_fraction if profile.perf_parms is not None else 0.0,
+                    profile.acc_count * accelerator.mem_size_gb * BYTES_PER_GB,
+                    profile.weight_size_gb * BYTES_PER_GB,
+                    profile.kv_bytes_per_token,
                     profile.max_batch_size,
                     profile.at_tokens,
                     batch,
@@ -247,7 +280,7 @@ def _profile_rows(
                     profile.acc_count * accelerator.cost_cents_per_h,
                 )
             )
-    table = np.array(records, dtype=np.float64).reshape(len(records), 13).T
+    table = np.array(records, dtype=np.float64).reshape(len(records), 20).T
 
     def integers(column: int) -> IntArray:
         result: IntArray = table[column].astype(np.int64)
@@ -260,25 +293,35 @@ def _profile_rows(
         beta_s=table[3],
         gamma_s=table[4],
         delta_s=table[5],
-        max_batch=integers(6),
-        at_tokens=integers(7),
-        batch=integers(8),
-        rate_rps=table[9],
-        gpu_type=integers(10),
-        gpus=integers(11),
-        cost_per_h=table[12],
+        beta_prefill_s=table[6],
+        prefill_floor_s=table[7],
+        epsilon_s=table[8],
+        expert_fraction=table[9],
+        memory_bytes=table[10],
+        weight_bytes=table[11],
+        kv_bytes_per_token=table[12],
+        max_batch=integers(13),
+        at_tokens=integers(14),
+        batch=integers(15),
+        rate_rps=table[16],
+        gpu_type=integers(17),
+        gpus=integers(18),
+        cost_per_h=table[19],
     )
     return rows, {model: np.array(found, dtype=np.int64) for model, found in rows_of_model.items()}
 
 
-def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, float, float, float]:
-    """Return alpha, beta, gamma, delta of the profile's law, ms (per token); 0 where it has none."""
+def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, ...]:
+    """Return alpha, beta, gamma, delta, betaPrefill, prefillFloor, epsilon, ms (per token); 0 for none."""
     if profile.perf_parms is not None:
-        return profile.perf_parms.alpha_ms, profile.perf_parms.beta_ms, profile.perf_parms.gamma_ms, 0.0
+        law_3 = profile.perf_parms
+        beta_prefill_ms = law_3.beta_ms if law_3.beta_prefill_ms is None else law_3.beta_prefill_ms
+        times_ms = law_3.alpha_ms, law_3.beta_ms, law_3.gamma_ms, 0.0
+        return *times_ms, beta_prefill_ms, law_3.prefill_floor_ms, law_3.epsilon_ms
     if profile.decode_parms is not None and profile.prefill_parms is not None:
         decode, prefill = profile.decode_parms, profile.prefill_parms
-        return decode.alpha_ms, decode.beta_ms, prefill.gamma_ms, prefill.delta_ms
-    return profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0
+        return decode.alpha_ms, decode.beta_ms, prefill.gamma_ms, prefill.delta_ms, 0.0, 0.0, 0.0
+    return profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
 
 
 def _batch_limits(rows: _Rows, row: IntArray, tokens: FloatArray, server_limit: IntArray) -> IntArray:

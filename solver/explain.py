@@ -33,6 +33,7 @@ class Reason(StrEnum):
     KEEP_ACCELERATOR = "keepAccelerator"
     MAX_REPLICAS = "maxReplicas"
     SWITCHING_PENALTY = "switchingPenalty"
+    MEMORY = "memory"
 
 
 class Shortage(StrEnum):
@@ -89,7 +90,10 @@ class TypeUse:
 
 
 def in_words(fleet: Fleet, k: int) -> str:
-    """Say which target candidate k misses even at the lowest rate, and by what value."""
+    """Say why candidate k serves no rate: the target it misses even at the lowest one, and by what value."""
+    if not fleet.fits[k]:
+        tokens = fleet.candidates.in_tokens[k] + fleet.candidates.out_tokens[k]
+        return f"its memory does not hold the weights and one request of {tokens:.6g} tokens"
     itl_s, ttft_s = fleet.sizing.lowest_itl_s[k], fleet.sizing.lowest_ttft_s[k]
     if fleet.sizing.limit[k] == Limit.ITL:
         value, target, name = itl_s, fleet.candidates.target_itl_s[k], "ITL"
@@ -128,7 +132,7 @@ def _no_option(fleet: Fleet, s: int) -> tuple[Shortage, str]:
     model = fleet.wire[s].model
     if not mine.size:
         return Shortage.NO_PROFILE, f"no accelerator has a profile of {model}"
-    able = mine[fleet.capacity_rps[mine] > 0]
+    able = mine[fleet.fits[mine] & (fleet.capacity_rps[mine] > 0)]
     kept = mine[fleet.allowed[mine]]
     current = fleet.wire[s].current_alloc.accelerator
     if able.size and not kept.size:
@@ -239,6 +243,8 @@ def _judge(
     cheaper: bool,
 ) -> NotTaken:
     """Say why candidate k (option j, or -1) of server s is not taken."""
+    if not fleet.fits[k]:
+        return NotTaken(k, 0, np.nan, Reason.MEMORY, in_words(fleet, k))
     if j < 0 and fleet.capacity_rps[k] > 0:
         current = fleet.wire[s].current_alloc.accelerator
         return NotTaken(k, 0, np.nan, Reason.KEEP_ACCELERATOR, f"the server keeps {current}")
@@ -273,6 +279,16 @@ def _judge(
         reason = Reason.DEARER
         detail = f"{dearer}: {replicas} replicas at {rate:.4g} requests/min each"
     return NotTaken(k, replicas, cost, reason, detail)
+
+
+def memory_warnings(fleet: Fleet, plan: Plan) -> list[str]:
+    """Say where the KV cache limits the batch of an option that is used."""
+    used = fleet.options[plan.replicas > 0]
+    return [
+        f"{fleet.wire[fleet.server[k]].name} on {fleet.accelerators[fleet.accelerator[k]]}: the KV cache "
+        f"limits the batch to {fleet.candidates.max_batch[k]}"
+        for k in used[fleet.memory_limited[used]]
+    ]
 
 
 def type_use(

@@ -10,10 +10,11 @@ import numpy as np
 
 from solver import backends, schema
 from solver.backends.greedy import greedy
+from solver.catalog import read_system
 from solver.check import score, violations
 from solver.convert import size_fleet, to_allocations, to_problem
 from solver.errors import CheckError, InputError, Problem
-from solver.explain import not_served, not_taken, type_use
+from solver.explain import memory_warnings, not_served, not_taken, type_use
 from solver.milp import SolveOptions, Termination
 from solver.problem import LevelKind, levels
 from solver.report import Judged, to_report
@@ -121,7 +122,7 @@ def optimize_json(body: bytes, options: RequestOptions, defaults: Defaults | Non
         A solver failed, or an answer broke a rule.
     """
     watch = _Stopwatch()
-    parsed = schema.parse_system(body, strict=options.strict)
+    parsed = read_system(body, strict=options.strict)
     watch.lap("parse")
     response = _respond(parsed, options, defaults or Defaults(), watch)
     report = response.report
@@ -218,6 +219,7 @@ def _answer(parsed: schema.Parsed, result: _Result, options: RequestOptions) -> 
         unserved=short,
         reasons=reasons if options.explain else {},
         types=type_use(fleet, problem, result.solved, plan, reasons, short),
+        warnings=memory_warnings(fleet, plan),
         score=score(problem, plan),
     )
     result.watch.lap("explain")

@@ -26,6 +26,7 @@ class Judged:
     unserved: list[NotServed]
     reasons: dict[int, list[NotTaken]]
     types: list[TypeUse]
+    warnings: list[str]
     score: Score
 
 
@@ -56,6 +57,7 @@ def to_report(
         warnings.append(
             f"not proven optimal in time: {names}; bound and gap of the cost hold for the values reached"
         )
+    warnings += judged.warnings
     return schema.Report(
         termination=str(solved.termination),
         backend=backend,

@@ -165,11 +165,25 @@ class PrefillParms(Wire):
 
 
 class PerfParms(Wire):
-    """Time of one iteration: ``alpha + n x (beta per token + gamma per token read from the KV cache)``."""
+    """Time of one iteration: ``alpha + n x (beta per token + gamma per token read from the KV cache)``.
+
+    The optional parameters are fleetopt's: a prompt token may cost otherwise than an output token, a prompt
+    takes some time however short it is, and a mixture of experts reads the weights of the experts in use.
+    """
 
     alpha_ms: Amount = Field(description="time of an iteration without work, ms")
     beta_ms: Amount = Field(description="compute time of a token, ms")
     gamma_ms: Amount = Field(description="time to read one token of the KV cache, ms")
+    beta_prefill_ms: Amount | None = Field(
+        default=None, description="fleetopt: compute time of a prompt token, ms; absent: beta"
+    )
+    prefill_floor_ms: Amount = Field(default=0.0, description="fleetopt: least time of a prompt, ms")
+    epsilon_ms: Amount = Field(
+        default=0.0, description="fleetopt: time to read the weights of all experts, ms"
+    )
+    expert_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.0, description="fleetopt: share of the experts that a token uses, 0..1"
+    )
 
 
 Law = Literal[0, 1, 2, 3]
@@ -185,6 +199,12 @@ class ModelProfile(Wire):
     acc_count: Count = Field(default=1, description="units of the accelerator that a replica takes")
     max_batch_size: Batch = Field(default=0, description="largest batch, at requests of atTokens tokens")
     at_tokens: Whole = Field(default=0, description="tokens of a request for which maxBatchSize holds")
+    weight_size_gb: Amount = Field(
+        default=0.0, description="fleetopt: all weights, GB; with the next and memSize it limits the batch"
+    )
+    kv_bytes_per_token: Amount = Field(
+        default=0.0, description="fleetopt: KV cache of a token in a replica, bytes; 0: no limit by memory"
+    )
     batch_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
         default_factory=list, description="fleetopt: batch limits to choose from; empty: the largest one only"
     )
@@ -649,6 +669,7 @@ class Explanation(Wire):
         "keepAccelerator",
         "maxReplicas",
         "switchingPenalty",
+        "memory",
     ] = Field(description="why not")
     detail: str = Field(description="the same in words, with figures")
 

@@ -42,7 +42,9 @@ FULL: dict[str, Any] = json.loads("""
      "alpha": 20.58, "beta": 0.41},
     {"name": "m2", "acc": "H100", "decodeParms": {"alpha": 5.47, "beta": 1.5},
      "prefillParms": {"gamma": 20, "delta": 0.1}},
-    {"name": "m3", "acc": "A100", "perfParms": {"alpha": 8, "beta": 0.05, "gamma": 0.00005}},
+    {"name": "m3", "acc": "A100", "weightSize": 16, "kvBytesPerToken": 131072,
+     "perfParms": {"alpha": 8, "beta": 0.05, "gamma": 0.00005, "betaPrefill": 0.04, "prefillFloor": 5,
+                   "epsilon": 3, "expertFraction": 0.1}},
     {"name": "m4", "acc": "A100", "ratePerReplica": 2.5}]},
   "serviceClassData": {"serviceClasses": [
     {"name": "Premium", "priority": 1, "modelTargets": [

@@ -75,6 +75,14 @@ def test_optimize_reads_standard_input_and_writes_json_alone():
     assert answer["report"]["explanations"]
 
 
+def test_a_warning_is_one_line_as_long_as_its_text(tmp_path: Path):
+    system = example_system()
+    system["system"]["surplus"] = 1
+    path = tmp_path / "system.json"
+    path.write_text(json.dumps(system))
+    assert "\n  $.system.surplus: unknown key, ignored\n" in run("optimize", path).stdout
+
+
 def test_options_reach_the_solver(example: Path):
     ended = run("optimize", example, "--backend", "greedy", "--output", "json", "--no-explain")
     report = json.loads(ended.stdout)["report"]
