@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_PORT ?= 18080
 
-.PHONY: test demo scenarios lint bench clean
+.PHONY: test demo scenarios lint bench accuracy clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sizing.py
 	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/latency.py
+
+# Errors of the models against the simulator; about five minutes.
+accuracy: $(READY)
+	$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
 
 lint: $(READY)
 	$(BIN)/ruff check .
