@@ -272,6 +272,7 @@ class _Expansion:
             "weightSize": row.weights_gb,
             "kvBytesPerToken": row.kv_bytes_per_token,
             "perfParms": law_3_parameters(row),
+            "queueModel": "moments",
         }
         own = {key: value for key, value in item.items() if key.lower() != PROFILE_KEY}
         return {key: value for key, value in found.items() if _find(item, key) is None} | own

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.capacity import Metrics, Sizing, evaluate, size, unloaded
+from models import capacity, moments
+from models.capacity import Metrics, Sizing, unloaded
 from models.laws import Candidates
 from models.memory import largest_batch
 from solver import schema
@@ -19,7 +20,7 @@ from solver.check import carried_rps
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from solver.milp import BoolArray, FloatArray, IntArray
     from solver.problem import Plan
@@ -55,6 +56,10 @@ class Fleet:
         Demand; 0 without load.
     candidates : Candidates
         What the models see, one row a candidate.
+    detail : moments.Detail
+        What the law on moments takes beside.
+    by_moments : (K,) bool
+        Candidates that the law on moments sizes.
     sizing : Sizing
         NaN and zeros for measured capacity and for servers without load.
     capacity_rps : (K,) float
@@ -79,6 +84,8 @@ class Fleet:
     loaded: BoolArray
     arrival_rps: FloatArray
     candidates: Candidates
+    detail: moments.Detail
+    by_moments: BoolArray
     sizing: Sizing
     capacity_rps: FloatArray
     memory_limited: BoolArray
@@ -117,6 +124,8 @@ class _Rows:
     memory_bytes: FloatArray
     weight_bytes: FloatArray
     kv_bytes_per_token: FloatArray
+    overhead_s: FloatArray
+    by_moments: BoolArray
     max_batch: IntArray
     at_tokens: IntArray
     batch: IntArray
@@ -205,8 +214,17 @@ def size_fleet(system: schema.System) -> Fleet:
         percentile=percentile[server],
         wait_factor=_wait_factor(load, burstiness=optimizer.burstiness)[server],
     )
-    sized = np.flatnonzero((law != MEASURED) & loaded[server] & (tokens > 0))
-    sizing = _scatter(size(candidates.take(sized)), sized, len(server))
+    detail = moments.Detail(
+        in_cov=np.array([x.in_tokens_cov or 0.0 for x in load])[server],
+        out_cov=np.array([x.out_tokens_cov or 0.0 for x in load])[server],
+        arrival_burstiness=_arrival_burstiness(load, asked=optimizer.burstiness)[server],
+        overhead_s=rows.overhead_s[row],
+    )
+    by_moments = (law == 3) & rows.by_moments[row]
+    able = (law != MEASURED) & loaded[server] & (tokens > 0)
+    sizing = _no_sizing(len(server))
+    _put(sizing, able & ~by_moments, lambda i: capacity.size(candidates.take(i)))
+    _put(sizing, able & by_moments, lambda i: moments.size(candidates.take(i), detail.take(i)))
     capacity_rps = np.where(law == MEASURED, rows.rate_rps[row], sizing.capacity_rps)
     capacity_rps = np.where(loaded[server], capacity_rps, np.inf)
 
@@ -222,6 +240,8 @@ def size_fleet(system: schema.System) -> Fleet:
         loaded=loaded,
         arrival_rps=arrival_rps,
         candidates=candidates,
+        detail=detail,
+        by_moments=by_moments,
         sizing=sizing,
         capacity_rps=capacity_rps,
         memory_limited=memory_limited,
@@ -254,74 +274,68 @@ def _profile_rows(
     by_name = {a.name: a for a in system.accelerator_data.accelerators}
     index = {name: i for i, name in enumerate(accelerators)}
     type_index = {name: i for i, name in enumerate(gpu_types)}
-    records: list[tuple[float, ...]] = []
+    default_model = system.optimizer_data.optimizer.queue_model
+    records: list[dict[str, float]] = []
     rows_of_model: dict[str, list[int]] = {}
     for profile in system.model_data.models:
         accelerator = by_name.get(profile.acc)
         if accelerator is None:
             continue
+        record = {
+            "accelerator": index[profile.acc],
+            "law": profile.law,
+            **{name: ms / MS_PER_S for name, ms in _law_parameters_ms(profile).items()},
+            "expert_fraction": profile.perf_parms.expert_fraction if profile.perf_parms is not None else 0.0,
+            "memory_bytes": profile.acc_count * accelerator.mem_size_gb * BYTES_PER_GB,
+            "weight_bytes": profile.weight_size_gb * BYTES_PER_GB,
+            "kv_bytes_per_token": profile.kv_bytes_per_token,
+            "overhead_s": profile.overhead_ms / MS_PER_S,
+            "by_moments": (profile.queue_model or default_model) == "moments",
+            "max_batch": profile.max_batch_size,
+            "at_tokens": profile.at_tokens,
+            "rate_rps": profile.rate_per_replica_rps or 0.0,
+            "gpu_type": type_index[accelerator.type],
+            "gpus": profile.acc_count * accelerator.multiplicity,
+            "cost_per_h": profile.acc_count * accelerator.cost_cents_per_h,
+        }
         for batch in sorted(set(profile.batch_sizes)) or [0]:
             rows_of_model.setdefault(profile.name, []).append(len(records))
-            records.append(
-                (
-                    index[profile.acc],
-                    profile.law,
-                    *(ms / MS_PER_S for ms in _law_parameters_ms(profile)),
-                    profile.perf_parms.expert_fraction if profile.perf_parms is not None else 0.0,
-                    profile.acc_count * accelerator.mem_size_gb * BYTES_PER_GB,
-                    profile.weight_size_gb * BYTES_PER_GB,
-                    profile.kv_bytes_per_token,
-                    profile.max_batch_size,
-                    profile.at_tokens,
-                    batch,
-                    profile.rate_per_replica_rps or 0.0,
-                    type_index[accelerator.type],
-                    profile.acc_count * accelerator.multiplicity,
-                    profile.acc_count * accelerator.cost_cents_per_h,
-                )
-            )
-    table = np.array(records, dtype=np.float64).reshape(len(records), 20).T
-
-    def integers(column: int) -> IntArray:
-        result: IntArray = table[column].astype(np.int64)
-        return result
-
+            records.append({**record, "batch": batch})
     rows = _Rows(
-        accelerator=integers(0),
-        law=integers(1),
-        alpha_s=table[2],
-        beta_s=table[3],
-        gamma_s=table[4],
-        delta_s=table[5],
-        beta_prefill_s=table[6],
-        prefill_floor_s=table[7],
-        epsilon_s=table[8],
-        expert_fraction=table[9],
-        memory_bytes=table[10],
-        weight_bytes=table[11],
-        kv_bytes_per_token=table[12],
-        max_batch=integers(13),
-        at_tokens=integers(14),
-        batch=integers(15),
-        rate_rps=table[16],
-        gpu_type=integers(17),
-        gpus=integers(18),
-        cost_per_h=table[19],
+        **{
+            field.name: np.array(
+                [r[field.name] for r in records], dtype=_DTYPES.get(str(field.type), np.int64)
+            )
+            for field in fields(_Rows)
+        }
     )
     return rows, {model: np.array(found, dtype=np.int64) for model, found in rows_of_model.items()}
 
 
-def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, ...]:
-    """Return alpha, beta, gamma, delta, betaPrefill, prefillFloor, epsilon, ms (per token); 0 for none."""
+_DTYPES: dict[str, type] = {"FloatArray": np.float64, "BoolArray": np.bool_}
+
+
+def _law_parameters_ms(profile: schema.ModelProfile) -> dict[str, float]:
+    """Parameters of the profile's law by their names in `_Rows`, ms (per token); 0 where it has none."""
+    alpha, beta, gamma, delta = profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0
+    beta_prefill = prefill_floor = epsilon = 0.0
     if profile.perf_parms is not None:
-        law_3 = profile.perf_parms
-        beta_prefill_ms = law_3.beta_ms if law_3.beta_prefill_ms is None else law_3.beta_prefill_ms
-        times_ms = law_3.alpha_ms, law_3.beta_ms, law_3.gamma_ms, 0.0
-        return *times_ms, beta_prefill_ms, law_3.prefill_floor_ms, law_3.epsilon_ms
-    if profile.decode_parms is not None and profile.prefill_parms is not None:
-        decode, prefill = profile.decode_parms, profile.prefill_parms
-        return decode.alpha_ms, decode.beta_ms, prefill.gamma_ms, prefill.delta_ms, 0.0, 0.0, 0.0
-    return profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        law = profile.perf_parms
+        alpha, beta, gamma = law.alpha_ms, law.beta_ms, law.gamma_ms
+        beta_prefill = law.beta_ms if law.beta_prefill_ms is None else law.beta_prefill_ms
+        prefill_floor, epsilon = law.prefill_floor_ms, law.epsilon_ms
+    elif profile.decode_parms is not None and profile.prefill_parms is not None:
+        alpha, beta = profile.decode_parms.alpha_ms, profile.decode_parms.beta_ms
+        gamma, delta = profile.prefill_parms.gamma_ms, profile.prefill_parms.delta_ms
+    return {
+        "alpha_s": alpha,
+        "beta_s": beta,
+        "gamma_s": gamma,
+        "delta_s": delta,
+        "beta_prefill_s": beta_prefill,
+        "prefill_floor_s": prefill_floor,
+        "epsilon_s": epsilon,
+    }
 
 
 def _batch_limits(rows: _Rows, row: IntArray, tokens: FloatArray, server_limit: IntArray) -> IntArray:
@@ -342,29 +356,31 @@ def _batch_limits(rows: _Rows, row: IntArray, tokens: FloatArray, server_limit: 
 
 def _wait_factor(load: list[schema.Load], *, burstiness: bool) -> FloatArray:
     """(Ca^2 + Cs^2) / 2 where burstiness is asked for; a coefficient of 0 or absent counts as 1."""
-    if not burstiness:
-        return np.ones(len(load))
-    arrival = np.array([x.arrival_cov or 1.0 for x in load])
     service = np.array([x.service_cov or 1.0 for x in load])
-    result: FloatArray = (arrival**2 + service**2) / 2.0
-    return result
+    result: FloatArray = (_arrival_burstiness(load, asked=burstiness) + service**2) / 2.0
+    return result if burstiness else np.ones(len(load))
 
 
-def _scatter(sizing: Sizing, at: IntArray, count: int) -> Sizing:
-    """Sizing of `count` candidates from that of those `at`; NaN or 0 elsewhere."""
+def _arrival_burstiness(load: list[schema.Load], *, asked: bool) -> FloatArray:
+    """Ca^2 where it is asked for; a coefficient of 0 or absent counts as 1."""
+    result: FloatArray = np.array([x.arrival_cov or 1.0 for x in load]) ** 2
+    return result if asked else np.ones(len(load))
 
-    def spread(values: FloatArray, elsewhere: float) -> FloatArray:
-        result = np.full(count, elsewhere)
-        result[at] = values
-        return result
 
-    return Sizing(
-        capacity_rps=spread(sizing.capacity_rps, 0.0),
-        arrival_rps=spread(sizing.arrival_rps, 0.0),
-        limit=spread(sizing.limit.astype(np.float64), 0.0).astype(np.int64),
-        lowest_itl_s=spread(sizing.lowest_itl_s, np.nan),
-        lowest_ttft_s=spread(sizing.lowest_ttft_s, np.nan),
-    )
+def _no_sizing(count: int) -> Sizing:
+    """Sizing of nothing: no capacity, latencies not known."""
+    zeros, unknown = np.zeros(count), np.full(count, np.nan)
+    return Sizing(zeros, zeros.copy(), np.zeros(count, dtype=np.int64), unknown, unknown.copy())
+
+
+def _put(whole: Sizing | Metrics, mask: BoolArray, part_of: Callable[[IntArray], Sizing | Metrics]) -> None:
+    """Write the figures of the candidates in `mask` into `whole`."""
+    index = np.flatnonzero(mask)
+    if not index.size:
+        return
+    part = part_of(index)
+    for field in fields(whole):
+        getattr(whole, field.name)[index] = getattr(part, field.name)
 
 
 def _allowed(
@@ -556,17 +572,26 @@ def metrics_at(fleet: Fleet, which: IntArray, arrival_rps: FloatArray) -> Metric
 
     A replica without load is judged by a single request. Of a measured capacity nothing is known: NaN.
     """
-    chosen = fleet.candidates.take(which)
-    alone = (arrival_rps <= 0) | (chosen.out_tokens <= 0)
+    chosen, detail, by_moments = (
+        fleet.candidates.take(which),
+        fleet.detail.take(which),
+        fleet.by_moments[which],
+    )
     modelled = fleet.law[which] != MEASURED
-    loaded, single = np.flatnonzero(modelled & ~alone), np.flatnonzero(modelled & alone)
-    at_load, at_rest = evaluate(chosen.take(loaded), arrival_rps[loaded]), unloaded(chosen.take(single))
-    joined = {}
-    for field in fields(Metrics):
-        values = np.full(len(which), np.nan)
-        values[loaded], values[single] = getattr(at_load, field.name), getattr(at_rest, field.name)
-        joined[field.name] = values
-    return Metrics(**joined)
+    alone = (arrival_rps <= 0) | (chosen.out_tokens <= 0)
+    metrics = Metrics(**{field.name: np.full(len(which), np.nan) for field in fields(Metrics)})
+    _put(metrics, modelled & alone, lambda i: unloaded(chosen.take(i)))
+    _put(
+        metrics,
+        modelled & ~alone & ~by_moments,
+        lambda i: capacity.evaluate(chosen.take(i), arrival_rps[i]),
+    )
+    _put(
+        metrics,
+        modelled & ~alone & by_moments,
+        lambda i: moments.evaluate(chosen.take(i), detail.take(i), arrival_rps[i]),
+    )
+    return metrics
 
 
 def in_ms(seconds: float) -> float:

@@ -187,6 +187,7 @@ class PerfParms(Wire):
 
 
 Law = Literal[0, 1, 2, 3]
+QueueModel = Literal["reference", "moments"]
 
 LAW_FORMS = "exactly one of: alpha and beta; decodeParms and prefillParms; perfParms; ratePerReplica"
 
@@ -204,6 +205,12 @@ class ModelProfile(Wire):
     )
     kv_bytes_per_token: Amount = Field(
         default=0.0, description="fleetopt: KV cache of a token in a replica, bytes; 0: no limit by memory"
+    )
+    queue_model: QueueModel | None = Field(
+        default=None, description="fleetopt: queue model of law 3; absent: that of the optimizer's options"
+    )
+    overhead_ms: Amount = Field(
+        default=0.0, description="fleetopt: added to every TTFT, ms (queueModel moments)"
     )
     batch_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
         default_factory=list, description="fleetopt: batch limits to choose from; empty: the largest one only"
@@ -336,6 +343,18 @@ class Load(Wire):
         validation_alias="serviceCOV",
         serialization_alias="serviceCOV",
         description="coefficient of variation of the service times",
+    )
+    in_tokens_cov: Annotated[Amount | None, _LEFT_OUT] = Field(
+        default=None,
+        validation_alias="inTokensCOV",
+        serialization_alias="inTokensCOV",
+        description="fleetopt: coefficient of variation of the input tokens (queueModel moments)",
+    )
+    out_tokens_cov: Annotated[Amount | None, _LEFT_OUT] = Field(
+        default=None,
+        validation_alias="outTokensCOV",
+        serialization_alias="outTokensCOV",
+        description="fleetopt: coefficient of variation of the output tokens (queueModel moments)",
     )
     throughput: Annotated[Amount | None, _LEFT_OUT] = Field(
         default=None, description="requests/min that were served"
@@ -471,6 +490,10 @@ class Optimizer(Wire):
     switching_penalty: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = Field(
         default=0.1,
         description="fleetopt: penalty of a change of accelerator, as a share of the old and new cost",
+    )
+    queue_model: QueueModel = Field(
+        default="reference",
+        description="fleetopt: queue model of law 3: that of the reference, or the one on moments",
     )
     burstiness: bool = Field(
         default=False, description="fleetopt: whether arrivalCOV and serviceCOV scale the waiting time"

@@ -43,6 +43,7 @@ FULL: dict[str, Any] = json.loads("""
     {"name": "m2", "acc": "H100", "decodeParms": {"alpha": 5.47, "beta": 1.5},
      "prefillParms": {"gamma": 20, "delta": 0.1}},
     {"name": "m3", "acc": "A100", "weightSize": 16, "kvBytesPerToken": 131072,
+     "queueModel": "moments", "overhead": 12,
      "perfParms": {"alpha": 8, "beta": 0.05, "gamma": 0.00005, "betaPrefill": 0.04, "prefillFloor": 5,
                    "epsilon": 3, "expertFraction": 0.1}},
     {"name": "m4", "acc": "A100", "ratePerReplica": 2.5}]},
@@ -58,7 +59,8 @@ FULL: dict[str, Any] = json.loads("""
        "accelerator": "H100", "numReplicas": 3, "maxBatch": 256, "cost": 141, "itlAverage": 20.5,
        "ttftAverage": 70.25, "waitAverage": 3.5,
        "load": {"arrivalRate": 37.5, "avgLength": 279, "avgInTokens": 128, "avgOutTokens": 151,
-                "arrivalCOV": 1.5, "serviceCOV": 0.5, "throughput": 37},
+                "arrivalCOV": 1.5, "serviceCOV": 0.5, "throughput": 37,
+                "inTokensCOV": 0.8, "outTokensCOV": 0.6},
        "parts": [
          {"accelerator": "H100", "numReplicas": 1, "maxBatch": 8, "cost": 100.5, "itlAverage": 9,
           "ttftAverage": 60, "load": {"arrivalRate": 20}},
@@ -67,7 +69,8 @@ FULL: dict[str, Any] = json.loads("""
   "optimizerData": {"optimizer": {
     "unlimited": false, "heterogeneous": true, "milpSolver": true, "useCplex": true,
     "delayedBestEffort": true, "saturationPolicy": "RoundRobin", "backend": "highs", "timeLimit": 12.5,
-    "gap": 0.001, "maxTypesPerServer": 2, "sloPercentile": 0.9, "switchingPenalty": 0.25, "burstiness": true}}
+    "gap": 0.001, "maxTypesPerServer": 2, "sloPercentile": 0.9, "switchingPenalty": 0.25, "burstiness": true,
+    "queueModel": "moments"}}
 }}""")
 
 # The mid-2025 form, from the log of an autoscaler's run (25 August 2025): one entry for each (class, model),

@@ -92,6 +92,7 @@ def test_the_figures_of_the_catalogue_are_filled_in():
         "maxBatchSize": 64,
         "weightSize": 70.6,
         "kvBytesPerToken": 327_680,
+        "queueModel": "moments",
         "perfParms": {
             "alpha": row.alpha_ms,
             "beta": row.beta_ms,
