@@ -16,7 +16,7 @@ import socket
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 
 from solver import backends, schema
 from solver.analyze import analyze_json, size_json
+from solver.curves import Curves
 from solver.edge import (
     BodyTooLargeError,
     ClientLeftError,
@@ -84,7 +85,18 @@ def warm_up(backend: str) -> None:
     optimize_json(example_body(), RequestOptions(backend))
 
 
-REAL_WORK = Work(warm_up, optimize_json, analyze_json, size_json)
+@cache
+def _curves() -> Curves:
+    """Return the sizings that this worker process remembers between requests."""
+    return Curves()
+
+
+def optimize_remembering(body: bytes, options: RequestOptions, defaults: Defaults) -> Answered:
+    """As `optimize_json`, with the sizings of this process's earlier requests."""
+    return optimize_json(body, options, defaults, _curves())
+
+
+REAL_WORK = Work(warm_up, optimize_remembering, analyze_json, size_json)
 
 
 class _Options(BaseModel):
@@ -212,6 +224,7 @@ def create_app(settings: Settings, work: Work = REAL_WORK) -> FastAPI:
         # Without an option the document may name any limit up to the largest.
         answered = await in_worker(request, query.time_limit or most_s, work.optimize, options, defaults)
         metrics.observe_answer(answered.gap, answered.unserved, answered.seconds)
+        metrics.observe_curves(answered.curve_hits, answered.curve_misses)
         request.state.facts.update(
             backend=answered.backend,
             termination=answered.termination,

@@ -17,6 +17,7 @@ from models.laws import Candidates
 from models.memory import largest_batch
 from solver import schema
 from solver.check import carried_rps
+from solver.curves import Curves
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ class _Rows:
     cost_per_h: FloatArray
 
 
-def size_fleet(system: schema.System) -> Fleet:
-    """Size every candidate of a valid system."""
+def size_fleet(system: schema.System, curves: Curves | None = None) -> Fleet:
+    """Size every candidate of a valid system; `curves` remembers sizings between calls."""
     wire = tuple(sorted(system.server_data.servers, key=lambda s: s.name))
     accelerators = tuple(sorted(a.name for a in system.accelerator_data.accelerators))
     gpu_types = _gpu_types(system)
@@ -223,8 +224,8 @@ def size_fleet(system: schema.System) -> Fleet:
     by_moments = (law == 3) & rows.by_moments[row]
     able = (law != MEASURED) & loaded[server] & (tokens > 0)
     sizing = _no_sizing(len(server))
-    _put(sizing, able & ~by_moments, lambda i: capacity.size(candidates.take(i)))
-    _put(sizing, able & by_moments, lambda i: moments.size(candidates.take(i), detail.take(i)))
+    curves = curves or Curves()
+    _put(sizing, able, lambda i: curves.size(candidates.take(i), detail.take(i), by_moments[i]))
     capacity_rps = np.where(law == MEASURED, rows.rate_rps[row], sizing.capacity_rps)
     capacity_rps = np.where(loaded[server], capacity_rps, np.inf)
 

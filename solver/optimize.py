@@ -13,6 +13,7 @@ from solver.backends.greedy import greedy
 from solver.catalog import read_system
 from solver.check import score, violations
 from solver.convert import size_fleet, to_allocations, to_problem
+from solver.curves import Curves
 from solver.errors import CheckError, InputError, Problem
 from solver.explain import memory_warnings, not_served, not_taken, type_use
 from solver.milp import SolveOptions, Termination
@@ -74,7 +75,11 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer as JSON bytes and what a log line says of it. `gap` is None when nothing is proven."""
+    """An answer as JSON bytes and what a log line says of it.
+
+    `gap` is None when nothing is proven; the curves are candidates whose sizing was remembered, and that
+    had to be sized.
+    """
 
     body: bytes
     backend: str
@@ -83,6 +88,8 @@ class Answered:
     unserved: int
     seconds: dict[str, float]
     warnings: int
+    curve_hits: int = 0
+    curve_misses: int = 0
 
 
 class _Stopwatch:
@@ -109,8 +116,18 @@ class _Result:
     watch: _Stopwatch = field(default_factory=_Stopwatch)
 
 
-def optimize_json(body: bytes, options: RequestOptions, defaults: Defaults | None = None) -> Answered:
+def optimize_json(
+    body: bytes, options: RequestOptions, defaults: Defaults | None = None, curves: Curves | None = None
+) -> Answered:
     """Answer a system JSON with an allocation JSON.
+
+    Parameters
+    ----------
+    body : bytes
+    options : RequestOptions
+    defaults : Defaults or None
+    curves : Curves or None
+        Remembers sizings between calls.
 
     Raises
     ------
@@ -122,9 +139,12 @@ def optimize_json(body: bytes, options: RequestOptions, defaults: Defaults | Non
         A solver failed, or an answer broke a rule.
     """
     watch = _Stopwatch()
+    curves = curves or Curves()
+    hits, misses = curves.hits, curves.misses
     parsed = read_system(body, strict=options.strict)
     watch.lap("parse")
-    response = _respond(parsed, options, defaults or Defaults(), watch)
+    result = _solve(parsed, options, defaults or Defaults(), watch, curves, names=False)
+    response = _answer(parsed, result, options)
     report = response.report
     text = response.model_dump_json().encode()
     watch.lap("write")
@@ -136,6 +156,8 @@ def optimize_json(body: bytes, options: RequestOptions, defaults: Defaults | Non
         unserved=len(report.unserved),
         seconds=watch.seconds,
         warnings=len(report.warnings),
+        curve_hits=curves.hits - hits,
+        curve_misses=curves.misses - misses,
     )
 
 
@@ -143,7 +165,8 @@ def optimize(
     parsed: schema.Parsed, options: RequestOptions, defaults: Defaults | None = None
 ) -> schema.Response:
     """As `optimize_json`, from a parsed system to the response object."""
-    return _respond(parsed, options, defaults or Defaults(), _Stopwatch())
+    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), names=False)
+    return _answer(parsed, result, options)
 
 
 def write_model(
@@ -156,7 +179,7 @@ def write_model(
     InputError
         Also when there is no program: no server has an option, or the backend is greedy.
     """
-    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), names=True)
+    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), names=True)
     if result.solved.program is None:
         raise InputError(
             [Problem("--write-model", str(path), "a system and a backend with a program to write")]
@@ -165,14 +188,14 @@ def write_model(
     return _answer(parsed, result, options)
 
 
-def _respond(
-    parsed: schema.Parsed, options: RequestOptions, defaults: Defaults, watch: _Stopwatch
-) -> schema.Response:
-    return _answer(parsed, _solve(parsed, options, defaults, watch, names=False), options)
-
-
 def _solve(
-    parsed: schema.Parsed, options: RequestOptions, defaults: Defaults, watch: _Stopwatch, *, names: bool
+    parsed: schema.Parsed,
+    options: RequestOptions,
+    defaults: Defaults,
+    watch: _Stopwatch,
+    curves: Curves,
+    *,
+    names: bool,
 ) -> _Result:
     """Size, solve, check."""
     optimizer = parsed.system.optimizer_data.optimizer
@@ -181,7 +204,7 @@ def _solve(
     gap = next((g for g in (options.gap, optimizer.gap) if g is not None), DEFAULT_GAP)
     driver = None if backend == backends.GREEDY else backends.get(backend)
 
-    fleet = size_fleet(parsed.system)
+    fleet = size_fleet(parsed.system, curves)
     problem = to_problem(parsed.system, fleet)
     watch.lap("size")
     if driver is None:

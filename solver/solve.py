@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.backends.greedy import greedy
-from solver.check import carried_rps, score, served_share
+from solver.check import carried_rps, score
 from solver.errors import SolverError
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
@@ -145,18 +145,58 @@ def solve(
     if out.all():
         return _nothing_to_decide(problem, out)
     first = _stage(problem, serve_all=True, names=names)
-    index = len(first.formulation.objectives) - 1
-    milp = program(first.formulation, index)
-    guess = first.greedy()
-    start = first.start(guess) if (served_share(problem, guess) == 1.0).all() else None
-    raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(0.5), start=start))
-    if raw.x is not None:
-        plan, results, stage = first.plan(raw.x), _all_served(first.formulation, raw), first
-    else:
+    found = _everything(first, backend, options, clock)
+    if found is None:
         stage = _stage(problem, serve_all=False, names=names)
         plan, results, raw, milp = _by_level(stage, backend, options, clock)
-    value = _value_of_gpu(stage.formulation, results, backend, options, clock)
-    return Solved(plan, results, out, value, raw.solver, raw.version, milp)
+        value = _value_of_gpu(stage.formulation, results, backend, options, clock)
+        return Solved(plan, results, out, value, raw.solver, raw.version, milp)
+    raw, relaxed, milp = found
+    if raw.x is None:
+        raise ValueError("a point is needed")
+    results = _all_served(first.formulation, raw)
+    cost = _inventory_duals(first.formulation, relaxed)
+    value = GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
+    return Solved(first.plan(raw.x), results, out, value, raw.solver, raw.version, milp)
+
+
+def _everything(
+    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock
+) -> tuple[RawSolution, RawSolution, Milp] | None:
+    """Serve everything at the least cost: what the solver found, the relaxation, and the program.
+
+    The relaxation comes first: it says at once where not everything can be served, and with a plan that
+    serves all in hand, columns whose reduced cost alone exceeds the gap between the two are zero in every
+    better plan. None where not everything can be served, or no such plan was found in time.
+    """
+    problem, formulation = stage.problem, stage.formulation
+    index = len(formulation.objectives) - 1
+    milp = program(formulation, index)
+    relaxed = backend.solve(milp, replace(options, time_limit_s=clock.left_s(0.5), relax=True))
+    if relaxed.termination is Termination.INFEASIBLE:
+        return None
+    guess = stage.greedy()
+    worth = score(problem, guess)
+    serves_all = bool((worth.served_share == 1.0).all())
+    fixed = milp
+    if serves_all and relaxed.reduced_cost is not None:
+        margin = _HOLD_TOLERANCE * max(1.0, abs(worth.levels[index]))
+        out = relaxed.objective + relaxed.reduced_cost > worth.levels[index] + margin
+        fixed = replace(milp, column_upper=np.where(out, milp.column_lower, milp.column_upper))
+    raw = backend.solve(
+        fixed,
+        replace(
+            options,
+            # Without a plan in hand half of the time is kept for the levels.
+            time_limit_s=clock.left_s(1.0 if serves_all else 0.5),
+            start=stage.start(guess) if serves_all else None,
+        ),
+    )
+    if raw.x is None and serves_all:
+        # The plan in hand is the answer; the relaxation bounds it.
+        start = stage.start(guess)
+        raw = replace(raw, x=start, objective=worth.levels[index], bound=max(raw.bound, relaxed.bound))
+    return None if raw.x is None else (raw, relaxed, milp)
 
 
 @dataclass(frozen=True)
@@ -237,25 +277,29 @@ def _value_of_gpu(
 ) -> GpuValue:
     """Duals of the relaxed programs: of the cost level, and of the first level that is not fully served."""
     limits = _limits(results[:-1])
-    cost = _inventory_duals(formulation, program(formulation, len(limits), limits), backend, options, clock)
+    cost = _relaxed_duals(formulation, program(formulation, len(limits), limits), backend, options, clock)
     short = next((i for i, r in enumerate(results[:-1]) if r.value > _HOLD_TOLERANCE), None)
     if short is None:
         return GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
     milp = program(formulation, short, limits[:short])
-    return GpuValue(cost, _inventory_duals(formulation, milp, backend, options, clock))
+    return GpuValue(cost, _relaxed_duals(formulation, milp, backend, options, clock))
 
 
-def _inventory_duals(
+def _relaxed_duals(
     formulation: Formulation, milp: Milp, backend: Backend, options: SolveOptions, clock: _Clock
 ) -> FloatArray:
+    relax = replace(options, time_limit_s=clock.left_s(), relax=True, start=None)
+    return _inventory_duals(formulation, backend.solve(milp, relax))
+
+
+def _inventory_duals(formulation: Formulation, relaxed: RawSolution) -> FloatArray:
     """Fall of the relaxed optimum per GPU of each type, shape (T,); NaN where unlimited or not known."""
     result = np.full(len(formulation.inventory_row), np.nan)
-    raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(), relax=True, start=None))
-    if raw.row_dual is None:
+    if relaxed.row_dual is None:
         return result
     for rows in (formulation.inventory_row, formulation.single_card_row):
         there = rows >= 0
-        result[there] = np.nan_to_num(result[there]) + np.maximum(-raw.row_dual[rows[there]], 0.0)
+        result[there] = np.nan_to_num(result[there]) + np.maximum(-relaxed.row_dual[rows[there]], 0.0)
     return result
 
 

@@ -72,6 +72,12 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.curves = Counter(
+            "fleetopt_curves",
+            "Candidates by whether their sizing was remembered from an earlier request: hit or miss.",
+            ["result"],
+            registry=self.registry,
+        )
         for event in WorkerEvent:
             if event is not WorkerEvent.READY:
                 self.workers_lost.labels(event.value)
@@ -97,6 +103,11 @@ class Metrics:
         self.unserved.set(unserved)
         for stage, value in seconds.items():
             self.stage_seconds.labels(stage).observe(value)
+
+    def observe_curves(self, hits: int, misses: int) -> None:
+        """Count candidates whose sizing was remembered, and that had to be sized."""
+        self.curves.labels("hit").inc(hits)
+        self.curves.labels("miss").inc(misses)
 
     def observe_pool(self, pending: Callable[[], float], ready: Callable[[], float]) -> None:
         """Read the two worker gauges from these functions whenever the metrics are scraped."""
