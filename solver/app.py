@@ -40,6 +40,7 @@ from solver.edge import (
 )
 from solver.errors import FleetoptError, InputError, Problem
 from solver.example import example_body, example_system
+from solver.method import Method
 from solver.optimize import Answered, Defaults, RequestOptions, optimize_json
 from solver.telemetry import LOGGER, Metrics, configure_logging
 from solver.workers import WorkerEvent, WorkerPool
@@ -111,6 +112,7 @@ class OptimizeQuery(_Options):
     backend: str | None = Field(None, description="Solver; see `/backends`.")
     time_limit: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds for the solver.")
     gap: float | None = Field(None, ge=0, allow_inf_nan=False, description="Relative gap to stop at.")
+    method: Method = Field(Method.AUTO, description="How to solve: auto, direct or decompose.")
     explain: bool = Field(True, description="Say for each server why not the other accelerators.")
 
 
@@ -220,7 +222,9 @@ def create_app(settings: Settings, work: Work = REAL_WORK) -> FastAPI:
         most_s = settings.max_time_limit_s
         if query.time_limit is not None and query.time_limit > most_s:
             raise InputError([Problem("?time_limit", f"{query.time_limit:g}", f"at most {most_s:g} seconds")])
-        options = RequestOptions(query.backend, query.time_limit, query.gap, query.strict, query.explain)
+        options = RequestOptions(
+            query.backend, query.time_limit, query.gap, query.strict, query.explain, query.method
+        )
         # Without an option the document may name any limit up to the largest.
         answered = await in_worker(request, query.time_limit or most_s, work.optimize, options, defaults)
         metrics.observe_answer(answered.gap, answered.unserved, answered.seconds)

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -36,10 +36,13 @@ _SERVICE_SLACK_S = 60.0
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
-    args = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
+    given = sys.argv[1:] if argv is None else argv
     try:
-        code = command(args)
+        if given and given[0] in (further := _further_commands()):
+            code = _run_further(further[given[0]], given[1:])
+        else:
+            args = _parser().parse_args(given)
+            code = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has seen enough (`fleetopt ... | head`). What is still buffered must not fail at exit.
@@ -54,6 +57,22 @@ def main(argv: list[str] | None = None) -> int:
     except FleetoptError as error:
         return _fail(FAILED, error)
     return code
+
+
+def _further_commands() -> dict[str, EntryPoint]:
+    """Commands that other packages of this distribution add, by name."""
+    return {entry.name: entry for entry in entry_points(group="fleetopt.commands")}
+
+
+def _run_further(entry: EntryPoint, argv: list[str]) -> int:
+    try:
+        run: Callable[[list[str]], int] = entry.load()
+    except ImportError as error:
+        missing = FleetoptError(
+            f"{entry.name} needs more packages: pip install 'fleetopt[{entry.name}]' ({error})"
+        )
+        return _fail(BAD_INPUT, missing)
+    return run(argv)
 
 
 def _fail(code: int, error: Exception) -> int:
@@ -79,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_scenario(commands)
     _add_backends(commands)
     add_parsers(commands)
+    for name in _further_commands():
+        commands.add_parser(name, help=f"See `fleetopt {name} --help`.")
     return parser
 
 
@@ -121,6 +142,11 @@ def _add_solve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gap", type=_not_below_0, metavar="G", help="relative gap to stop at (default: 1e-4)"
     )
+    parser.add_argument(
+        "--method",
+        choices=("auto", "direct", "decompose"),
+        help="the program as a whole, or server by server for large fleets (default: by size)",
+    )
     parser.add_argument("--strict", action="store_true", help="take an unknown key for an error")
     parser.add_argument(
         "--explain",
@@ -149,11 +175,13 @@ def _add_optimize(commands: _Commands) -> None:
 def _optimize(args: argparse.Namespace) -> int:
     from solver import table
     from solver.catalog import read_system
+    from solver.method import Method
     from solver.optimize import Defaults, RequestOptions, optimize, write_model
     from solver.settings import read_settings
 
     explain = args.explain if args.explain is not None else args.output == "json"
-    options = RequestOptions(args.backend, args.time_limit, args.gap, args.strict, explain)
+    method = Method(args.method or Method.AUTO)
+    options = RequestOptions(args.backend, args.time_limit, args.gap, args.strict, explain, method)
     settings = read_settings(os.environ, {})
     defaults = Defaults(settings.backend, settings.time_limit_s)
     with _elapsed(sys.stderr, "solving"):
@@ -260,7 +288,12 @@ def _request(args: argparse.Namespace) -> int:
 
     explain = args.explain if args.explain is not None else args.output == "json"
     parsed = read_system(body := _read(args.file), strict=args.strict)
-    query = {"backend": args.backend, "time_limit": args.time_limit, "gap": args.gap}
+    query = {
+        "backend": args.backend,
+        "time_limit": args.time_limit,
+        "gap": args.gap,
+        "method": args.method,
+    }
     flags = {"strict": args.strict, "explain": explain}
     options = {name: value for name, value in {**query, **flags}.items() if value is not None}
     with _elapsed(sys.stderr, f"waiting for {args.url}"):

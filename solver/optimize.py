@@ -16,10 +16,11 @@ from solver.convert import size_fleet, to_allocations, to_problem
 from solver.curves import Curves
 from solver.errors import CheckError, InputError, Problem
 from solver.explain import memory_warnings, not_served, not_taken, type_use
+from solver.method import Method, solve_by
 from solver.milp import SolveOptions, Termination
 from solver.problem import LevelKind, levels
 from solver.report import Judged, to_report
-from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches, solve
+from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,7 @@ class RequestOptions:
         An unknown key is an error.
     explain : bool
         Say for each server why not the other options.
+    method : Method
     """
 
     backend: str | None = None
@@ -54,6 +56,7 @@ class RequestOptions:
     gap: float | None = None
     strict: bool = False
     explain: bool = True
+    method: Method = Method.AUTO
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def _solve(
         solved = _baseline(problem)
     else:
         limits = SolveOptions(time_limit_s=min(limit_s, defaults.max_time_limit_s), relative_gap=gap)
-        solved = solve(problem, driver, limits, names=names)
+        solved = solve_by(options.method, problem, driver, limits, names=names)
     plan = prefer_small_batches(problem, solved.plan)
     broken = violations(problem, plan)
     if broken:

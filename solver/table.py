@@ -63,7 +63,10 @@ def answer(response: Response, system: System, *, explain: bool) -> RenderableTy
     if explain and report.explanations:
         parts += [_heading("Why not otherwise"), _explanations(report)]
     if report.warnings:
-        parts += [_heading("Warnings"), *(Padding(Text(w), (0, 0, 0, 2), expand=False) for w in report.warnings)]
+        parts += [
+            _heading("Warnings"),
+            *(Padding(Text(w), (0, 0, 0, 2), expand=False) for w in report.warnings),
+        ]
     return Group(*parts)
 
 

@@ -1,0 +1,479 @@
+"""What to change, and why (`plan`, pure), and the change itself (`apply`).
+
+::
+
+    Analysis, Response -> checked -> replicas of each variant -> limits of stability -> Decision
+    Decision -> gauges -> status -> event -> scale, each only where something is new
+
+A server that is absent from an answer keeps what it runs, and so does every variant of a pass that failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from controller.crd import (
+    ACTUATE_ANNOTATION,
+    WINDOW_ANNOTATION,
+    Condition,
+    CurrentAlloc,
+    DesiredAlloc,
+    Hold,
+    Status,
+    status_patch,
+)
+from controller.errors import ClusterError, OptimizerError
+from controller.settings import parse_duration
+from controller.stability import Limits, Memory, Recommendation, remembered, steadied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from controller.analyze import Analysis, Group
+    from controller.crd import Variant, VariantKey
+    from controller.options import Option
+    from controller.settings import Settings
+    from controller.snapshot import Snapshot, Workload
+    from solver.schema import Allocation, Response, Unserved
+
+# Demand that replicas cannot serve: fewer of them would be no better.
+_HOPELESS = {
+    "targets": "TargetsUnreachable",
+    "noProfile": "ProfileMissing",
+    "keepAccelerator": "TargetsUnreachable",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a pass says about a variant.
+
+    Attributes
+    ----------
+    variant : Variant
+    current : int or None
+        Replicas asked for now; None: its target was not found.
+    desired : int or None
+        Replicas it is to have; None: it is held.
+    accelerator : str
+        What they run on; empty: not known.
+    recommended : int or None
+        What the optimizer said, before the limits of stability; None: nothing.
+    why : str
+        In words.
+    status : Status
+    scale : bool
+        Whether the controller scales the target itself.
+    """
+
+    variant: Variant
+    current: int | None
+    desired: int | None
+    accelerator: str
+    recommended: int | None
+    why: str
+    status: Status
+    scale: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether the target is to have another number of replicas than it has."""
+        return self.desired is not None and self.desired != self.current
+
+    @property
+    def held_reason(self) -> str:
+        """Reason of the condition that holds the variant; empty: it is not held."""
+        if self.desired is not None:
+            return ""
+        return next((c.reason for c in self.status.conditions if not c.status), "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pass decides.
+
+    Attributes
+    ----------
+    decisions : tuple of Decision
+        One for each variant, by key.
+    memory : Memory
+        For the next pass.
+    """
+
+    decisions: tuple[Decision, ...]
+    memory: Memory
+
+
+def plan(analysis: Analysis, response: Response | None, snapshot: Snapshot, now_s: float) -> Plan:
+    """Decide what each variant is to have.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    response : Response or None
+        The optimizer's answer to `Analysis.system`; None where that is None.
+    snapshot : Snapshot
+        That the analysis is of.
+    now_s : float
+        On a clock that does not jump.
+
+    Raises
+    ------
+    OptimizerError
+        When the answer names what the system does not have, or takes GPUs that are not there.
+    """
+    if response is not None:
+        check_answer(analysis, response)
+    held = dict(analysis.holds)
+    decisions: dict[VariantKey, Decision] = {}
+    recommended: dict[VariantKey, tuple[Recommendation, ...]] = {}
+    unserved = {entry.server: entry for entry in response.report.unserved} if response else {}
+    for group in analysis.groups:
+        allocation = response.allocations.get(group.server) if response else None
+        shortage = unserved.get(group.server)
+        shares = _shares(group, allocation, shortage, snapshot.workloads)
+        if isinstance(shares, Hold):
+            held |= dict.fromkeys((variant.key for variant in group.variants), shares)
+            continue
+        for variant in group.variants:
+            history, decision = _decision(
+                variant, group, shares, shortage, analysis, snapshot, allocation, now_s
+            )
+            recommended[variant.key] = history
+            decisions[variant.key] = decision
+    for variant in snapshot.variants:
+        if variant.key in held:
+            before = analysis.memory.recommended.get(variant.key)
+            if before:
+                recommended[variant.key] = before
+            decisions[variant.key] = _held(variant, held[variant.key], analysis, snapshot)
+    return Plan(
+        tuple(decisions[variant.key] for variant in snapshot.variants),
+        replace(analysis.memory, recommended=recommended),
+    )
+
+
+def hold_all(snapshot: Snapshot, memory: Memory, hold: Hold) -> Plan:
+    """Return the plan of a pass that failed: everything stays, and every variant says why."""
+    decisions = tuple(
+        Decision(
+            variant=variant,
+            current=_replicas(snapshot.workloads.get(variant.key)),
+            desired=None,
+            accelerator="",
+            recommended=None,
+            why=hold.message,
+            status=Status(conditions=_conditions_of(hold)),
+        )
+        for variant in snapshot.variants
+    )
+    return Plan(decisions, memory)
+
+
+def check_answer(analysis: Analysis, response: Response) -> None:
+    """Refuse an answer that cannot be acted on.
+
+    Raises
+    ------
+    OptimizerError
+        When it has an accelerator that the server has no option for, a negative number, or more GPUs of a
+        type than there are.
+    """
+    if analysis.system is None:
+        return
+    used: dict[str, int] = {}
+    for group in analysis.groups:
+        allocation = response.allocations.get(group.server)
+        if allocation is None:
+            continue
+        options = {option.wire_name: option for option in group.options}
+        for name, replicas in _replicas_by_name(allocation).items():
+            option = options.get(name)
+            if option is None or replicas < 0:
+                raise OptimizerError(f"the answer has {replicas} replicas of {group.server} on {name!r}")
+            used[option.device] = used.get(option.device, 0) + replicas * option.profile.acc_count
+    if analysis.system.optimizer_data.optimizer.unlimited:
+        return
+    there = {entry.type: entry.count for entry in analysis.system.capacity_data.count}
+    for device, cards in used.items():
+        if cards > there.get(device, 0):
+            raise OptimizerError(f"the answer takes {cards} {device}, there are {there.get(device, 0)}")
+
+
+def split(replicas: int, variants: Sequence[Variant], workloads: Mapping[VariantKey, Workload]) -> list[int]:
+    """Share replicas of one kind among the variants that offer it.
+
+    Each gets its minimum, then what it runs already, then the rest in order, none more than its maximum. What
+    no maximum leaves room for is left out.
+
+    Parameters
+    ----------
+    replicas : int
+    variants : sequence of Variant
+    workloads : mapping of VariantKey to Workload
+
+    Returns
+    -------
+    list of int
+        One for each variant.
+    """
+    most = [replicas if v.max_replicas is None else v.max_replicas for v in variants]
+    given = [min(v.min_replicas or 0, limit) for v, limit in zip(variants, most, strict=True)]
+    running = [min(workloads[v.key].replicas, limit) for v, limit in zip(variants, most, strict=True)]
+    for limits in (running, most):
+        for index, limit in enumerate(limits):
+            more = min(max(limit - given[index], 0), max(replicas - sum(given), 0))
+            given[index] += more
+    return given
+
+
+def _replicas_by_name(allocation: Allocation) -> dict[str, int]:
+    """Replicas by the name of the accelerator in the system."""
+    if allocation.parts:
+        return {part.accelerator: part.num_replicas for part in allocation.parts}
+    return {allocation.accelerator: allocation.num_replicas} if allocation.num_replicas else {}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one variant gets of an answer."""
+
+    replicas: int
+    option: Option | None
+
+
+def _shares(
+    group: Group,
+    allocation: Allocation | None,
+    shortage: Unserved | None,
+    workloads: Mapping[VariantKey, Workload],
+) -> dict[VariantKey, _Share] | Hold:
+    """Break an answer down to the variants of a group, or say why it cannot be followed."""
+    if shortage is not None and shortage.reason in _HOPELESS:
+        return Hold("OptimizationReady", _HOPELESS[shortage.reason], shortage.detail)
+    if allocation is None:
+        return Hold("OptimizationReady", "NotInAnswer", f"the answer says nothing about {group.server}")
+    by_name = _replicas_by_name(allocation)
+    offers: dict[str, list[Option]] = {}
+    for option in group.options:
+        offers.setdefault(option.wire_name, []).append(option)
+    by_key = {variant.key: variant for variant in group.variants}
+    shares = {variant.key: _Share(0, None) for variant in group.variants}
+    for name in sorted(by_name):
+        offering = offers[name]
+        counts = split(by_name[name], [by_key[option.variant] for option in offering], workloads)
+        for option, count in zip(offering, counts, strict=True):
+            if not count:
+                continue
+            if shares[option.variant].replicas:
+                return Hold(
+                    "OptimizationReady",
+                    "MixedAnswer",
+                    f"the answer has {option.variant} on several accelerators; its pods are of one kind",
+                )
+            shares[option.variant] = _Share(count, option)
+    return shares
+
+
+def _decision(
+    variant: Variant,
+    group: Group,
+    shares: Mapping[VariantKey, _Share],
+    shortage: Unserved | None,
+    analysis: Analysis,
+    snapshot: Snapshot,
+    allocation: Allocation | None,
+    now_s: float,
+) -> tuple[tuple[Recommendation, ...], Decision]:
+    workload = snapshot.workloads[variant.key]
+    settings = snapshot.configuration.settings
+    share = shares[variant.key]
+    wanted = max(share.replicas, variant.min_replicas or 0)
+    limits = _limits(variant, settings)
+    before = analysis.memory.recommended.get(variant.key, ())
+    history = remembered(before, workload.replicas, wanted, now_s, limits.window_s)
+    steady = steadied(workload.replicas, history, limits)
+    accelerator = share.option.accelerator if share.option else analysis.accelerators.get(variant.key, "")
+
+    words = [f"{wanted} replicas for {group.load.arrival_rpm:.1f} requests/min of {variant.model_id}"]
+    if len(group.variants) > 1:
+        words[0] += f", shared by {len(group.variants)} variants"
+    if steady.why:
+        words.append(f"{steady.replicas} now: {steady.why}")
+    if shortage is not None:
+        words.append(f"{shortage.unserved_share:.0%} of the demand is not served: {shortage.detail}")
+    words += analysis.notes.get(variant.key, ())
+    why = "; ".join(words)
+    ready = Condition(
+        "OptimizationReady", True, "OptimizationSucceeded" if shortage is None else "DemandUnserved", why
+    )
+    return history, Decision(
+        variant=variant,
+        current=workload.replicas,
+        desired=steady.replicas,
+        accelerator=accelerator,
+        recommended=wanted,
+        why=why,
+        status=Status(
+            conditions=(
+                Condition(
+                    "MetricsAvailable", True, "MetricsFound", f"traffic of {variant.model_id} is known"
+                ),
+                ready,
+                _target_found(variant),
+                analysis.inventory,
+            ),
+            current=_current(variant, group, analysis, workload),
+            desired=DesiredAlloc(accelerator, steady.replicas),
+            applied=True,
+        ),
+        scale=_scales(variant, settings),
+    )
+
+
+def _held(variant: Variant, hold: Hold, analysis: Analysis, snapshot: Snapshot) -> Decision:
+    conditions = _conditions_of(hold)
+    if hold.condition != "TargetResolved":
+        conditions = (*conditions, _target_found(variant))
+    return Decision(
+        variant=variant,
+        current=_replicas(snapshot.workloads.get(variant.key)),
+        desired=None,
+        accelerator=analysis.accelerators.get(variant.key, ""),
+        recommended=None,
+        why=hold.message,
+        status=Status(conditions=(*conditions, analysis.inventory)),
+    )
+
+
+def _conditions_of(hold: Hold) -> tuple[Condition, ...]:
+    """Return the condition of a hold; without metrics or a target there is no optimization either."""
+    its_own = Condition(hold.condition, False, hold.reason, hold.message)
+    if hold.condition == "MetricsAvailable":
+        return its_own, Condition("OptimizationReady", False, "MetricsUnavailable", hold.message)
+    if hold.condition == "TargetResolved":
+        return its_own, Condition("OptimizationReady", False, "OptimizationFailed", hold.message)
+    return (its_own,)
+
+
+def _target_found(variant: Variant) -> Condition:
+    return Condition("TargetResolved", True, "TargetFound", f"{variant.target} is there")
+
+
+def _replicas(workload: Workload | None) -> int | None:
+    return workload.replicas if workload else None
+
+
+def _current(variant: Variant, group: Group, analysis: Analysis, workload: Workload) -> CurrentAlloc | None:
+    accelerator = analysis.accelerators.get(variant.key, "")
+    option = next(
+        (o for o in group.options if o.variant == variant.key and o.accelerator == accelerator), None
+    )
+    if option is None:
+        return None
+    return CurrentAlloc(
+        accelerator=accelerator,
+        replicas=workload.replicas,
+        max_batch=workload.max_num_seqs or option.profile.max_batch_size,
+        cost_cents_per_h=option.cost_cents_per_h * workload.replicas,
+        itl_ms=group.load.itl_ms,
+        ttft_ms=group.load.ttft_ms,
+        arrival_rate_rpm=group.load.arrival_rpm,
+        input_tokens=group.load.input_tokens,
+        output_tokens=group.load.output_tokens,
+    )
+
+
+def _limits(variant: Variant, settings: Settings) -> Limits:
+    window_s = settings.scale_down_window_s
+    if WINDOW_ANNOTATION in variant.annotations:
+        try:
+            window_s = parse_duration(variant.annotations[WINDOW_ANNOTATION])
+        except ValueError:
+            # One bad annotation costs that annotation alone.
+            window_s = settings.scale_down_window_s
+    return Limits(window_s, settings.max_step_up, settings.max_step_down, settings.min_gain)
+
+
+def _scales(variant: Variant, settings: Settings) -> bool:
+    return variant.annotations.get(ACTUATE_ANNOTATION, settings.actuate) == "scale"
+
+
+# --- the change itself ---
+
+
+class Writer(Protocol):
+    """What `apply` needs of a cluster; each raises ClusterError."""
+
+    def patch_status(self, variant: Variant, patch: dict[str, object]) -> None:
+        """Bring a variant's status up to date."""
+
+    def scale(self, variant: Variant, replicas: int) -> None:
+        """Set the replicas of a variant's target."""
+
+    def record(self, variant: Variant, reason: str, message: str) -> None:
+        """Say in an Event what was changed."""
+
+
+class Publisher(Protocol):
+    """Where autoscalers read what is desired."""
+
+    def publish(self, decisions: Sequence[Decision]) -> None:
+        """Show the decisions of a pass, and nothing of variants that are gone."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A write that did not succeed; the next pass tries again."""
+
+    variant: VariantKey
+    message: str
+
+
+def apply(
+    decisions: Iterable[Decision], writer: Writer, publisher: Publisher, now: str
+) -> tuple[Failure, ...]:
+    """Carry out the decisions of a pass. A write that fails costs that variant alone.
+
+    Parameters
+    ----------
+    decisions : iterable of Decision
+        All of the pass.
+    writer : Writer
+    publisher : Publisher
+    now : str
+        RFC 3339 time for what changes.
+
+    Returns
+    -------
+    tuple of Failure
+    """
+    decided = tuple(decisions)
+    publisher.publish(decided)
+    failures: list[Failure] = []
+    for decision in decided:
+        variant = decision.variant
+        for act in _acts(decision, writer, now):
+            try:
+                act()
+            except ClusterError as error:
+                failures.append(Failure(variant.key, str(error)))
+                break
+    return tuple(failures)
+
+
+def _acts(decision: Decision, writer: Writer, now: str) -> list[Callable[[], None]]:
+    """Return the writes that a decision needs, in order."""
+    variant, desired = decision.variant, decision.desired
+    acts: list[Callable[[], None]] = []
+    if decision.changes and decision.scale and desired is not None:
+        acts.append(lambda: writer.scale(variant, desired))
+    patch = status_patch(variant, decision.status, now)
+    if patch is not None:
+        acts.append(lambda: writer.patch_status(variant, patch))
+    told = (variant.status.get("desiredOptimizedAlloc") or {}).get("numReplicas")
+    if decision.changes and desired != told:
+        message = f"{decision.current} -> {desired} replicas: {decision.why}"
+        acts.append(lambda: writer.record(variant, "Scaling", message))
+    return acts

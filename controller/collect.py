@@ -1,0 +1,290 @@
+"""Kubernetes objects and Prometheus series -> Snapshot.
+
+A pass asks Prometheus ten questions at most, however many variants there are: every query is about all models
+at once and its answer is told apart by labels. The queries change units: rates become requests/min, latencies
+ms.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from controller.configmaps import (
+    ACCELERATORS,
+    CAPACITY,
+    CLASSES,
+    PROFILES,
+    SETTINGS_SUFFIX,
+    parse_accelerators,
+    parse_capacity,
+    parse_classes,
+    parse_profiles,
+)
+from controller.crd import VariantKey, parse_variant
+from controller.errors import PrometheusError
+from controller.inventory import count_gpus, matches
+from controller.prometheus import Query, QueryRefusedError, Vector
+from controller.settings import load_settings
+from controller.snapshot import Configuration, Demand, Signal, Snapshot, Traffic, workload_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from controller.inventory import Inventory
+    from controller.settings import Settings
+
+_BY = "by (model_name, namespace, pod)"
+
+# Labels that name the model: vLLM's and the gateways'.
+_MODEL_LABELS = ("model_name", "target_model_name", "model")
+
+
+@dataclass(frozen=True)
+class View:
+    """What a cluster has, as JSON objects.
+
+    Attributes
+    ----------
+    variants : sequence of objects
+    targets : mapping of VariantKey to object
+        Scale targets that were found, with the shape of a Deployment.
+    pods : sequence of objects
+        Of all namespaces.
+    nodes : sequence of objects or None
+        None: they could not be read.
+    config_maps : mapping of str to (mapping of str to str)
+        Data of those in the system namespace, by name.
+    """
+
+    variants: Sequence[Mapping[str, Any]]
+    targets: Mapping[VariantKey, Mapping[str, Any]]
+    pods: Sequence[Mapping[str, Any]]
+    nodes: Sequence[Mapping[str, Any]] | None
+    config_maps: Mapping[str, Mapping[str, str]]
+
+
+def read_configuration(
+    config_maps: Mapping[str, Mapping[str, str]], environ: Mapping[str, str]
+) -> Configuration:
+    """Read all ConfigMaps; settings may be spread over several whose names end as they should."""
+    given: dict[str, str] = {}
+    for name in sorted(config_maps):
+        if name.endswith(SETTINGS_SUFFIX):
+            given |= config_maps[name]
+    settings = load_settings(environ, given)
+    accelerators = parse_accelerators(config_maps.get(ACCELERATORS, {}))
+    classes = parse_classes(config_maps.get(CLASSES, {}))
+    profiles = parse_profiles(config_maps.get(PROFILES, {}))
+    capacity = parse_capacity(config_maps.get(CAPACITY, {}))
+    absent = [f"there is no ConfigMap {name}" for name in (ACCELERATORS, CLASSES) if name not in config_maps]
+    problems = (settings, accelerators, classes, profiles, capacity)
+    return Configuration(
+        settings=settings.value,
+        accelerators=accelerators.value,
+        classes=classes.value,
+        profiles=profiles.value,
+        capacity=capacity.value,
+        problems=(*absent, *(text for loaded in problems for text in loaded.problems)),
+    )
+
+
+def snapshot_of(
+    view: View,
+    configuration: Configuration,
+    traffic: Traffic,
+    before: Inventory | None,
+    woken: frozenset[tuple[str, str]],
+    now_s: float,
+) -> Snapshot:
+    """Put together what a pass decides from.
+
+    Parameters
+    ----------
+    view : View
+    configuration : Configuration
+    traffic : Traffic
+    before : Inventory or None
+        The last one that was read; it counts where nodes cannot be read now.
+    woken : frozenset of (str, str)
+        Namespace and model of which a wake-up was asked for.
+    now_s : float
+        On a clock that does not jump.
+    """
+    variants = tuple(sorted((parse_variant(document) for document in view.variants), key=lambda v: v.key))
+    owner = _owners(view)
+    pods: dict[VariantKey, set[str]] = {}
+    foreign: set[tuple[str, str]] = set()
+    for pod in view.pods:
+        key, name = owner.get(_name(pod)), _name(pod)
+        if key is None:
+            foreign.add(name)
+        else:
+            pods.setdefault(key, set()).add(name[1])
+    inventory = (
+        before
+        if view.nodes is None
+        else count_gpus(view.nodes, view.pods, lambda pod: owner.get(_name(pod)), now_s)
+    )
+    return Snapshot(
+        variants=variants,
+        workloads={
+            key: workload_of(target, frozenset(pods.get(key, ()))) for key, target in view.targets.items()
+        },
+        configuration=configuration,
+        traffic=traffic,
+        inventory=inventory,
+        nodes_readable=view.nodes is not None,
+        foreign_pods=frozenset(foreign),
+        woken=woken,
+    )
+
+
+def _name(thing: Mapping[str, Any]) -> tuple[str, str]:
+    return thing["metadata"].get("namespace", ""), thing["metadata"]["name"]
+
+
+def _owners(view: View) -> dict[tuple[str, str], VariantKey]:
+    """Find the variant of every pod that a target selects; of two that select it, the first by name."""
+    selectors: dict[str, list[tuple[VariantKey, Mapping[str, Any]]]] = {}
+    for key in sorted(view.targets):
+        selector = (view.targets[key].get("spec") or {}).get("selector") or {}
+        selectors.setdefault(key.namespace, []).append((key, selector))
+    found: dict[tuple[str, str], VariantKey] = {}
+    for pod in view.pods:
+        name = _name(pod)
+        labels = pod["metadata"].get("labels") or {}
+        for key, selector in selectors.get(name[0], ()):
+            if matches(selector, labels):
+                found[name] = key
+                break
+    return found
+
+
+# --- Prometheus ---
+
+
+def queries(window: str) -> dict[str, str]:
+    """Return the PromQL of vLLM's signals, old names and new, over a window such as ``1m``.
+
+    Growth is the slope of what runs and waits. It is left out for a pod that restarted in the window: what
+    was in flight there went away without being served.
+    """
+
+    def mean_of(name: str) -> str:
+        return f"sum {_BY} (rate({name}_sum[{window}])) / sum {_BY} (rate({name}_count[{window}]))"
+
+    running, waiting = "vllm:num_requests_running", "vllm:num_requests_waiting"
+    completed = "vllm:request_success_total"
+    return {
+        "completed_rpm": f"sum {_BY} (rate({completed}[{window}])) * 60",
+        "growth_rpm": (
+            f"(sum {_BY} (deriv({running}[{window}])) + sum {_BY} (deriv({waiting}[{window}]))) * 60 "
+            f"unless sum {_BY} (resets({completed}[{window}])) > 0"
+        ),
+        "in_flight": f"sum {_BY} ({running}) + sum {_BY} ({waiting})",
+        "input_tokens": mean_of("vllm:request_prompt_tokens"),
+        "output_tokens": mean_of("vllm:request_generation_tokens"),
+        "ttft_ms": f"({mean_of('vllm:time_to_first_token_seconds')}) * 1000",
+        "itl_ms": (
+            f"(({mean_of('vllm:inter_token_latency_seconds')}) "
+            f"or ({mean_of('vllm:time_per_output_token_seconds')})) * 1000"
+        ),
+        "age_s": f"time() - max {_BY} (timestamp({running}))",
+    }
+
+
+# Requests that the endpoint picker of the Gateway API's inference extension holds back.
+QUEUE_QUERY = (
+    "sum by (model_name, target_model_name, namespace) (inference_extension_flow_control_queue_size)"
+)
+
+
+def arrival_promql(template: str, variants: Iterable[tuple[str, str]]) -> str:
+    """Fill in an ARRIVAL_QUERY: ``$models`` and ``$namespaces`` become regular expressions, in requests/min.
+
+    Parameters
+    ----------
+    template : str
+        PromQL in requests/s, such as ``sum by (model_name) (rate(x_total{model_name=~"$models"}[1m]))``.
+    variants : iterable of (str, str)
+        Namespace and model of each.
+    """
+    pairs = set(variants)
+    models = "|".join(escaped(model) for model in sorted({model for _, model in pairs}))
+    namespaces = "|".join(escaped(namespace) for namespace in sorted({space for space, _ in pairs}))
+    return "(" + template.replace("$models", models).replace("$namespaces", namespaces) + ") * 60"
+
+
+def escaped(value: str) -> str:
+    """Escape a value for a regular expression inside a double-quoted PromQL string."""
+    pattern = re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value)
+    return pattern.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def read_traffic(query: Query, settings: Settings, variants: Iterable[tuple[str, str]]) -> Traffic:
+    """Ask Prometheus what arrives.
+
+    Parameters
+    ----------
+    query : Query
+    settings : Settings
+    variants : iterable of (str, str)
+        Namespace and model of each.
+
+    Raises
+    ------
+    PrometheusError
+        When any query has no answer; part of the traffic is no traffic to decide from.
+    """
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for name, promql in queries(settings.rate_window).items():
+        for labels, value in _values(query(promql)):
+            source = (labels.get("model_name", ""), labels.get("namespace", ""), labels.get("pod", ""))
+            found.setdefault(source, {})[name] = value
+    signals = tuple(
+        Signal(model=model, namespace=namespace, pod=pod, **values)
+        for (model, namespace, pod), values in sorted(found.items())
+        # Without completions there is nothing but a pod that has just started, or one that has gone.
+        if "completed_rpm" in values
+    )
+    arrivals: dict[tuple[str, str], float] = {}
+    problems: tuple[str, ...] = ()
+    if settings.arrival_query:
+        try:
+            arrivals = _by_model(query(arrival_promql(settings.arrival_query, variants)))
+        except QueryRefusedError as error:
+            # The user's own query costs itself alone: completions and growth are still there.
+            problems = (f"ARRIVAL_QUERY is not used: {error}",)
+    queued = _by_model(query(QUEUE_QUERY))
+    demands = tuple(
+        Demand(model, namespace, arrivals.get((model, namespace)), queued.get((model, namespace), 0.0))
+        for model, namespace in sorted(arrivals.keys() | queued.keys())
+    )
+    return Traffic(signals, demands, problems)
+
+
+def _by_model(vector: Vector) -> dict[tuple[str, str], float]:
+    """Sum the elements by model and namespace, each under whatever label names it."""
+    sums: dict[tuple[str, str], float] = {}
+    for labels, value in _values(vector):
+        model = next((labels[name] for name in _MODEL_LABELS if labels.get(name)), "")
+        place = (model, labels.get("namespace", ""))
+        sums[place] = sums.get(place, 0.0) + value
+    return sums
+
+
+def _values(vector: Vector) -> list[tuple[dict[str, str], float]]:
+    """Labels and value of each element that is a number; rates of nothing are NaN."""
+    found = []
+    for element in vector:
+        try:
+            value = float(element["value"][1])
+            labels = dict(element["metric"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise PrometheusError(f"Prometheus answers no instant vector: {element!r}") from error
+        if math.isfinite(value):
+            found.append((labels, value))
+    return found

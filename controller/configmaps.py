@@ -1,0 +1,197 @@
+"""The ConfigMaps of the system namespace, as typed values: prices, service classes, profiles, limits.
+
+One bad entry costs that entry alone: every function returns what is sound and names the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from controller.crd import parse_profile
+from controller.settings import Loaded
+from solver.schema import ModelTarget, ServiceClass
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from controller.crd import ClassRef
+    from solver.schema import ModelProfile
+
+ACCELERATORS = "accelerator-unit-costs"
+CLASSES = "service-classes-config"
+PROFILES = "model-profiles"
+CAPACITY = "accelerator-capacity"
+# The manager of each release prefixes this with its own name.
+SETTINGS_SUFFIX = "variantautoscaling-config"
+
+
+@dataclass(frozen=True)
+class AcceleratorCost:
+    """A line of the price list.
+
+    Attributes
+    ----------
+    name : str
+    device : str
+        What nodes call the card.
+    cost_cents_per_h : float
+        Of one card, >= 0.
+    """
+
+    name: str
+    device: str
+    cost_cents_per_h: float
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A service class, and the key of the ConfigMap that it stands under."""
+
+    key: str
+    service_class: ServiceClass
+
+
+def parse_accelerators(data: Mapping[str, str]) -> Loaded[tuple[AcceleratorCost, ...]]:
+    """Read the price list: accelerator -> ``{"device": ..., "cost": ...}`` with the cost in cents/h."""
+    found: list[AcceleratorCost] = []
+    problems: list[str] = []
+    for name in sorted(data):
+        try:
+            entry = json.loads(data[name])
+            device, cost = str(entry["device"]), float(entry.get("cost", math.nan))
+            if not device or not (0 <= cost < math.inf):
+                raise ValueError("a device and a cost from 0 are needed")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(f"{ACCELERATORS}[{name}] is left out: {_reason(error)}")
+            continue
+        found.append(AcceleratorCost(name, device, cost))
+    return Loaded(tuple(found), tuple(problems))
+
+
+def parse_classes(data: Mapping[str, str]) -> Loaded[tuple[ClassEntry, ...]]:
+    """Read the service classes, most important first, then by name.
+
+    A target that is not sound costs that target alone. Of two classes with one name the first key counts.
+    """
+    found: dict[str, ClassEntry] = {}
+    problems: list[str] = []
+    for key in sorted(data):
+        where = f"{CLASSES}[{key}]"
+        try:
+            entry = _mapping(yaml.safe_load(data[key]))
+            service_class = ServiceClass.model_validate(
+                {"name": entry.get("name"), "priority": entry.get("priority", 100)}
+            )
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{where} is left out: {_reason(error)}")
+            continue
+        if service_class.name in found:
+            problems.append(f"{where} is left out: class {service_class.name} is there already")
+            continue
+        targets: dict[str, ModelTarget] = {}
+        for index, raw in enumerate(entry.get("data") or []):
+            try:
+                target = ModelTarget.model_validate(_mapping(raw))
+            except ValueError as error:
+                problems.append(f"{where}.data[{index}] is left out: {_reason(error)}")
+                continue
+            if target.model in targets:
+                problems.append(f"{where}.data[{index}] is left out: {target.model} is there already")
+                continue
+            targets[target.model] = target
+        found[service_class.name] = ClassEntry(
+            key, service_class.model_copy(update={"model_targets": list(targets.values())})
+        )
+    ordered = sorted(found.values(), key=lambda e: (e.service_class.priority, e.service_class.name))
+    return Loaded(tuple(ordered), tuple(problems))
+
+
+def parse_profiles(data: Mapping[str, str]) -> Loaded[tuple[ModelProfile, ...]]:
+    """Read profiles for variants that carry none: any key -> YAML list of profiles with ``name`` and ``acc``.
+
+    Each is written as in ``modelData.models`` of the system JSON; one profile for each model and accelerator.
+    """
+    found: dict[tuple[str, str], ModelProfile] = {}
+    problems: list[str] = []
+    for key in sorted(data):
+        try:
+            entries = yaml.safe_load(data[key])
+            if not isinstance(entries, list):
+                raise ValueError("a list of profiles is needed")
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{PROFILES}[{key}] is left out: {_reason(error)}")
+            continue
+        for index, entry in enumerate(entries):
+            where = f"{PROFILES}[{key}][{index}]"
+            try:
+                profile = parse_profile(str(_mapping(entry).get("name") or ""), entry)
+            except ValueError as error:
+                problems.append(f"{where} is left out: {_reason(error)}")
+                continue
+            if (profile.name, profile.acc) in found:
+                problems.append(f"{where} is left out: {profile.name} on {profile.acc} is there already")
+                continue
+            found[profile.name, profile.acc] = profile
+    return Loaded(tuple(found.values()), tuple(problems))
+
+
+def parse_capacity(data: Mapping[str, str]) -> Loaded[dict[str, int]]:
+    """Read upper limits of cards: device or accelerator -> number. What is not there has no such limit."""
+    found: dict[str, int] = {}
+    problems: list[str] = []
+    for name in sorted(data):
+        try:
+            count = int(data[name])
+            if count < 0:
+                raise ValueError("it is negative")
+        except ValueError as error:
+            problems.append(f"{CAPACITY}[{name}] is left out: {error}")
+            continue
+        found[name] = count
+    return Loaded(found, tuple(problems))
+
+
+def class_of(model_id: str, ref: ClassRef | None, entries: tuple[ClassEntry, ...]) -> ServiceClass | None:
+    """Find the service class of a model: that of `ref` when it resolves, else the first that lists the model.
+
+    A reference resolves when its key is a key of the ConfigMap or, in any case, a class's name, or when its
+    name is a class's name, and that class lists the model. Samples in the wild carry references that do not.
+
+    Parameters
+    ----------
+    model_id : str
+    ref : ClassRef or None
+    entries : tuple of ClassEntry
+        As `parse_classes` orders them.
+    """
+    listing = [
+        entry for entry in entries if any(t.model == model_id for t in entry.service_class.model_targets)
+    ]
+    if ref is not None:
+        for entry in listing:
+            name = entry.service_class.name.lower()
+            if (ref.key and ref.key == entry.key) or name in (ref.key.lower(), ref.name.lower()):
+                return entry.service_class
+    return listing[0].service_class if listing else None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("an object with keys is needed")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return " ".join(str(error).split())

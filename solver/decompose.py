@@ -1,0 +1,1131 @@
+"""The exact method for large fleets: only the GPUs that exist couple the servers.
+
+1. Each server alone: if the inventory holds what they would like best, that is the proven optimum.
+2. Otherwise the coupling rows get prices (duals). At any prices, the sum of the servers' best columns less
+   the worth of the inventory is a lower bound (the Lagrangian bound). Newton's method on a smoothed bound
+   finds good prices, a restricted master program over the columns near the bound the last digits
+   (Dantzig-Wolfe).
+3. A basic solution of the master splits at most as many servers as there are coupling rows. A small integer
+   program over these servers and those nearest to changing gives the plan.
+4. Where that leaves a gap, the program over all columns within the gap closes it: no plan with any other
+   column is better than the one found.
+
+The levels of the objective are solved in their order. A level that is held takes a row of its own, unless it
+is held at the least any plan can have: then it limits the columns of each server. What this module leaves to
+the method of `solve`: node rows for replica sizes that do not divide each other; the largest unserved share
+(round robin) and, with a limit of two or more types per server, servers that their own limits keep from full
+service, when not every server can be served.
+
+References
+----------
+G. B. Dantzig, P. Wolfe (1960), Decomposition principle for linear programs, https://doi.org/10.1287/opre.8.1.101
+A. M. Geoffrion (1974), Lagrangean relaxation for integer programming, https://doi.org/10.1007/BFb0120690
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from solver.backends.greedy import greedy
+from solver.check import score, violations
+from solver.errors import SolverError
+from solver.milp import Milp, SolveOptions, Termination
+from solver.packing import is_chain
+from solver.pricing import Columns, Prices, Servers, mixtures, single_type
+from solver.problem import NO_LIMIT, LevelKind, Plan, levels
+from solver.reduce import dominated, keep
+from solver.solve import GpuValue, LevelResult, Solved, solve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
+    from solver.problem import AllocationProblem, Level
+
+# Most rounds of columns; prices seldom need more than four.
+_MOST_ROUNDS = 12
+
+# Rounds of mixes before the first restricted master.
+_MIX_ROUNDS = 2
+
+# Share of the time limit that the search for prices leaves to the search for plans.
+_TIME_FOR_PLANS = 0.4
+
+# Servers in the sample that the first prices come from.
+_SAMPLE = 1000
+
+# A plan so many times further from the bound than asked for is near enough to close the gap at once.
+_WORTH_CLOSING = 8.0
+
+# Columns beside those of the master's solution in the integer programs that make a plan of it, one after
+# the other.
+_PLAN_COLUMNS = (500, 2000, 6000)
+
+# Most mixes of a server that pricing returns, and of all servers where these are few.
+_NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
+
+# Most columns of the program that closes the gap.
+_MOST_CLOSING_COLUMNS = 30_000
+
+# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
+_HOLD_TOLERANCE = 1e-6
+
+# Share of the least important server's weight that the cost of the whole fleet counts at a service level.
+_MONEY_SHARE = 0.05
+
+# Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
+# relative to the value of all servers. The program that closes the gap takes so many times more.
+_SLACK, _SLACK_OF_ALL = 0.002, 1.0
+_CLOSING_SLACK = 10.0
+
+# Columns of the restricted master beside the best of each server: at least these, and so many for each.
+_MASTER_COLUMNS = 2_000
+_MASTER_COLUMNS_EACH = 0.3
+
+# Smoothing of the bound, relative to the mean worth of a column: with no prices yet, near good prices, and
+# where it ends; Newton steps at each, and the relative excess or lack of a limit that is good enough.
+_COLD, _WARM, _SHARPEST = 0.05, 0.003, 1e-5
+_NEWTON_STEPS = 20
+# Columns that take part: those within so many times the smoothing, and those that so small a relative change
+# of prices makes best.
+_NO_WEIGHT, _PRICE_CHANGE = 20.0, 0.03
+_BALANCED = 1e-4
+
+# A round that changes neither the bound nor the master by more, relatively, is the last.
+_SMALL_STEP = 1e-7
+
+# Relative rounding error allowed for in a sum of column values.
+_SUM_ERROR = 1e-12
+
+# Relative differences below this are rounding of the solvers.
+_TINY = 1e-9
+
+# A bound above the value of a plan by more, relatively, is a mistake.
+_CONTRADICTION = 1e-5
+
+# How far from a whole number a solver's answer may be and count as whole.
+_INTEGRAL = 1e-6
+
+
+def decompose(
+    problem: AllocationProblem,
+    backend: Backend,
+    options: SolveOptions,
+    *,
+    start: Plan | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Solved:
+    """Find the best plan for `problem`, with bounds.
+
+    Parameters
+    ----------
+    problem : AllocationProblem
+    backend : Backend
+        Solves the linear and the small integer programs.
+    options : SolveOptions
+        Time limit and gap for the whole of it.
+    start : Plan or None
+        A plan to better, if it breaks no rule.
+    now : callable
+        Monotonic clock in seconds.
+
+    Returns
+    -------
+    Solved
+        Without a program: no single program describes what was solved.
+
+    Raises
+    ------
+    SolverError
+        From the backend, or when a bound contradicts a plan.
+    """
+    end = now() + options.time_limit_s
+    out = dominated(problem)
+    kept = np.flatnonzero(~out)
+    reduced = keep(problem, kept)
+
+    def left_s() -> float:
+        return max(end - now(), 0.0)
+
+    def direct() -> Solved:
+        return solve(problem, backend, replace(options, time_limit_s=max(left_s(), 0.01)), now=now)
+
+    if not kept.size or not _node_sizes_are_chains(reduced):
+        return direct()
+    first = greedy(reduced)
+    if start is not None and not violations(problem, start) and not start.replicas[out].any():
+        first = min(first, Plan(start.replicas[kept]), key=lambda plan: score(reduced, plan).levels)
+    search = _Search(reduced, backend, options, left_s, first)
+    if np.isnan(search.servers.least_unserved).any():
+        return direct()
+    found = search.run()
+    if found is None:
+        return direct()
+    replicas = np.zeros(len(problem.option_server), dtype=np.int64)
+    replicas[kept] = found.plan.replicas
+    return Solved(
+        Plan(replicas), found.levels, out, found.value_of_gpu, search.solver, search.version, program=None
+    )
+
+
+def _node_sizes_are_chains(problem: AllocationProblem) -> bool:
+    return all(
+        nodes is None or is_chain(np.unique(problem.gpus[problem.gpu_type == t]).tolist())
+        for t, nodes in enumerate(problem.inventory.nodes)
+    )
+
+
+@dataclass(frozen=True)
+class _Coupling:
+    """The rows that couple servers: ``usage.T @ replicas <= limit``.
+
+    Attributes
+    ----------
+    usage : (J, R) sparse
+        Cards that a replica of each option takes of each row.
+    limit : (R,) float
+    row_type : (R,) int
+        GPU type of each row.
+    counts_cards : (R,) bool
+        Rows where one more card of the type is one more unit: the inventory and nodes for single cards.
+    """
+
+    usage: csr_matrix
+    limit: FloatArray
+    row_type: IntArray
+    counts_cards: BoolArray
+
+    @classmethod
+    def of(cls, problem: AllocationProblem) -> _Coupling:
+        """Inventory rows, and node rows of each replica size: see `formulate`."""
+        masks, limits, types, cards = [], [], [], []
+        for t, stock in enumerate(problem.inventory.gpus.tolist()):
+            mine = problem.gpu_type == t
+            if not mine.any():
+                continue
+            if stock != NO_LIMIT:
+                masks.append(mine)
+                limits.append(float(stock))
+                types.append(t)
+                cards.append(True)
+            nodes = problem.inventory.nodes[t]
+            if nodes is None:
+                continue
+            free = np.array(nodes, dtype=np.int64)
+            for size in np.unique(problem.gpus[mine]).tolist():
+                masks.append(mine & (problem.gpus >= size))
+                limits.append(float(size * (free // size).sum()))
+                types.append(t)
+                cards.append(size == 1)
+        rows = np.stack(masks) if masks else np.zeros((0, len(problem.gpus)), dtype=bool)
+        return cls(
+            csr_matrix((rows * problem.gpus).T.astype(np.float64)),
+            np.array(limits),
+            np.array(types, dtype=np.int64),
+            np.array(cards, dtype=bool),
+        )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An earlier level: ``unserved @ u + unmet @ (u > 0) <= limit`` with coefficients of each server."""
+
+    unserved: FloatArray
+    unmet: FloatArray
+    limit: float
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One program: a level of the objective with the earlier ones held.
+
+    Attributes
+    ----------
+    unserved, unmet : (S,) float
+        Coefficients of the unserved share, and of any share unserved, in the objective.
+    money : float
+        Coefficient of the cost: 1 at the cost level. At the others so small that it only chooses between
+        plans that serve the same; their bounds leave it out.
+    held : tuple of _Held
+    largest_unserved : (S,) float
+        Limit on each server's unserved share.
+    active : (S,) bool
+        Servers to decide about; the others get nothing.
+    """
+
+    unserved: FloatArray
+    unmet: FloatArray
+    money: float
+    held: tuple[_Held, ...]
+    largest_unserved: FloatArray
+    active: BoolArray
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """Columns of the active servers at the best prices found, and what the master made of them.
+
+    Attributes
+    ----------
+    columns : Columns
+    reduced : (C,) float
+        Value above the least that any column of the server can have; >= 0 up to rounding.
+    duals : (R + H,) float
+        Prices of the coupling rows, then of the held levels, >= 0.
+    bound : float
+        Lagrangian bound of the stage's objective at `duals`.
+    chosen : (S,) int
+        Column that has most of each server in the master's solution; -1 for servers that are not active.
+    split : (S,) bool
+        Servers that the master's solution divides among columns.
+    worth : float
+        The stage's objective without money at the master's solution.
+    short : float
+        Violation of rows that the master could not avoid.
+    """
+
+    columns: Columns
+    reduced: FloatArray
+    duals: FloatArray
+    bound: float
+    chosen: IntArray
+    split: BoolArray
+    worth: float
+    short: float
+
+
+@dataclass(frozen=True)
+class _Mastered:
+    """Solution of a restricted master: `x` and `columns` are those it had."""
+
+    columns: Columns
+    x: FloatArray
+    duals: FloatArray
+    value: float
+    short: float
+
+
+@dataclass(frozen=True)
+class _Found:
+    plan: Plan
+    levels: tuple[LevelResult, ...]
+    value_of_gpu: GpuValue
+
+
+@dataclass
+class _Search:
+    """One decomposition of one problem without dominated options."""
+
+    problem: AllocationProblem
+    backend: Backend
+    options: SolveOptions
+    left_s: Callable[[], float]
+    start: Plan
+    solver: str = ""
+    version: str = ""
+    pool: Columns = field(init=False)
+    incumbent: Columns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = single_type(self.servers)
+
+    @cached_property
+    def servers(self) -> Servers:
+        return Servers(self.problem)
+
+    @cached_property
+    def coupling(self) -> _Coupling:
+        return _Coupling.of(self.problem)
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        return levels(self.problem)
+
+    @cached_property
+    def has_option(self) -> BoolArray:
+        result = np.zeros(len(self.problem.servers), dtype=bool)
+        result[self.problem.option_server] = True
+        return result
+
+    @property
+    def mixes(self) -> bool:
+        return self.problem.policy.max_types != 1
+
+    # ---------------------------------------------------------------- levels
+
+    def run(self) -> _Found | None:
+        """Solve every level; None where a case is left to the direct method."""
+        self.incumbent = self._columns_of(self.start)
+        self.pool = _distinct(self.pool.joined(self.incumbent))
+        best = self.servers.least_unserved
+        nothing = np.zeros(len(best))
+        stage = _Stage(nothing, nothing, 1.0, (), best, self.has_option)
+        priced = self._converge(stage)
+        if priced is not None and (priced.short <= _HOLD_TOLERANCE or self.left_s() <= 0):
+            found, bound = self._cheapest(stage, priced)
+            if found:
+                plan = self._plan_of(self.incumbent)
+                results = [
+                    self._result(index, plan, self._floor(level))
+                    for index, level in enumerate(self.levels[:-1])
+                ]
+                results.append(self._cost_level(plan, bound))
+                return _Found(plan, tuple(results), self._value(priced, None))
+        if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
+            return None
+        return self._by_level(defer=True) or self._by_level(defer=False)
+
+    def _floor(self, level: Level) -> float:
+        """Least value of a service level, each server at the least unserved share it can have."""
+        least = self.servers.least_unserved
+        share = least if level.kind is not LevelKind.UNMET else (least > 0).astype(np.float64)
+        if level.kind is LevelKind.WORST_SHARE:
+            return float(share[level.servers].max())
+        return float((self.problem.weight * share)[level.servers].sum())
+
+    def _cost_level(self, plan: Plan, bound: float) -> LevelResult:
+        idle = ~self.has_option
+        bound += float(self.servers.leaving_per_h[idle].sum())
+        return self._result(len(self.levels) - 1, plan, bound)
+
+    def _result(self, index: int, plan: Plan, bound: float) -> LevelResult:
+        value = score(self.problem, plan).levels[index]
+        if bound > value + _CONTRADICTION * max(1.0, abs(value)):
+            raise SolverError(f"level {self.levels[index].name}: bound {bound} above the plan's {value}")
+        # A bound is a sum in another order than the value; between equals only rounding is left.
+        bound = min(bound, value)
+        small = self.options.relative_gap * abs(value) + _HOLD_TOLERANCE * 1e-3
+        if value - bound <= small:
+            ended = Termination.OPTIMAL
+        else:
+            ended = Termination.TIME_LIMIT if self.left_s() <= 0 else Termination.FEASIBLE
+        return LevelResult(self.levels[index], value, bound, ended)
+
+    def _by_level(self, *, defer: bool) -> _Found | None:
+        """Solve the levels in their order.
+
+        With `defer`, a level whose relaxation reaches the least that any plan can have is taken to reach it
+        and left to the plan of a later level; None where no such plan was found.
+        """
+        least = self.servers.least_unserved
+        largest = np.ones(len(least))
+        held: tuple[_Held, ...] = ()
+        active = np.zeros(len(least), dtype=bool)
+        zero = np.zeros(len(least))
+        bounds: list[float] = []
+        first_short: _Priced | None = None
+        deferred = False
+        for level in self.levels[:-1]:
+            weight = np.where(level.servers, self.problem.weight, 0.0)
+            active |= level.servers
+            by_share = level.kind is LevelKind.UNSERVED
+            unserved, unmet = (weight, zero) if by_share else (zero, weight)
+            floor = self._floor(level)
+            if not (level.servers & (largest > least)).any():
+                bounds.append(floor)
+                continue
+            most = float(self._most_cost_per_h[active].sum())
+            money = self._money_room / most if most > 0 else 0.0
+            stage = _Stage(unserved, unmet, money, held, largest, active.copy())
+            priced = self._converge(stage)
+            bounds.append(floor)
+            if priced is not None and priced.short <= _HOLD_TOLERANCE:
+                if defer and priced.worth <= floor + _HOLD_TOLERANCE:
+                    deferred = True
+                    best = level.servers & (by_share | (least == 0))
+                    largest = np.where(best, least, largest)
+                    continue
+                first_short = first_short or priced
+            found, bound = (False, floor) if priced is None else self._serve(stage, priced, len(bounds) - 1)
+            if deferred and not found:
+                return None
+            bounds[-1] = max(floor, bound)
+            value = score(self.problem, self._plan_of(self.incumbent)).levels[len(bounds) - 1]
+            held = (*held, _Held(unserved, unmet, value + _HOLD_TOLERANCE))
+            self.pool = _distinct(self.pool.joined(self.incumbent))
+        stage = _Stage(zero, zero, 1.0, held, largest, self.has_option)
+        priced = self._converge(stage)
+        found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
+        if deferred and not found:
+            return None
+        plan = self._plan_of(self.incumbent)
+        results = [self._result(index, plan, proven) for index, proven in enumerate(bounds)]
+        return _Found(plan, (*results, self._cost_level(plan, bound)), self._value(priced, first_short))
+
+    @cached_property
+    def _most_cost_per_h(self) -> FloatArray:
+        """Cost that no plan of a server without a superfluous replica exceeds, shape (S,)."""
+        problem, servers = self.problem, self.servers
+        cost = servers.replica_cost_per_h
+        most = cost * np.maximum(problem.min_replicas[problem.option_server], 1)
+        # Without the last replica the demand is not met, so the others cost at most the dearest share.
+        rest = cost / servers.share if self.mixes else cost * np.maximum(servers.most - 1, 0)
+        dearest, last = np.zeros(servers.count), np.zeros(servers.count)
+        np.maximum.at(dearest, problem.option_server, rest)
+        np.maximum.at(last, problem.option_server, most)
+        return dearest + last + servers.leaving_per_h
+
+    def _serve(self, stage: _Stage, priced: _Priced, index: int) -> tuple[bool, float]:
+        """Better the incumbent at service level `index`; whether a plan was found, and the level's bound."""
+        level = self.levels[index]
+        by_share = level.kind is LevelKind.UNSERVED
+        weight = self.problem.weight[level.servers]
+        bare = replace(stage, money=0.0)
+        lower, _ = self._lower(bare, priced.columns, stage.active, priced.duals, np.zeros(self.servers.count))
+        bare_bound = _lagrangian(lower[stage.active], priced.duals, self._limits(stage))
+        bound = self._whole_steps(weight, bare_bound, by_share=by_share)
+        money = max(priced.bound - bare_bound, 0.0)
+        room = self._money_room + self.options.relative_gap * bound
+        columns = self._plan(stage, priced, bound + money + room)
+        if columns is None:
+            return False, bound
+        value = float(self._service(stage, columns).sum())
+        if not self._close_enough(value, bound):
+            reduced = priced.columns.value(self._prices(bare, priced.duals)) - lower[priced.columns.server]
+            bound = self._close(bare, replace(priced, reduced=reduced, bound=bound), value)
+            bound = self._whole_steps(weight, bound, by_share=by_share)
+        return True, bound
+
+    def _whole_steps(self, weight: FloatArray, bound: float, *, by_share: bool) -> float:
+        """Raise a bound on a sum of weights of whole servers to the next sum there is."""
+        whole = not by_share or not self.problem.policy.partial
+        unit = float(weight.min())
+        steps = weight / unit
+        if not whole or (np.abs(steps - np.rint(steps)) > 0).any():
+            return bound
+        return float(np.ceil(bound / unit - _HOLD_TOLERANCE)) * unit
+
+    def _value(self, cost: _Priced | None, short: _Priced | None) -> GpuValue:
+        nothing = np.full(len(self.problem.gpu_types), np.nan)
+        nothing[self.coupling.row_type] = 0.0
+        if cost is None:
+            unknown = np.full(len(self.problem.gpu_types), np.nan)
+            return GpuValue(unknown, unknown)
+        per_h = self._per_card(cost.duals, nothing)
+        return GpuValue(per_h, nothing if short is None else self._per_card(short.duals, nothing))
+
+    def _per_card(self, duals: FloatArray, nothing: FloatArray) -> FloatArray:
+        result = nothing.copy()
+        rows = self.coupling.counts_cards
+        np.add.at(result, self.coupling.row_type[rows], duals[: len(self.coupling.limit)][rows])
+        return result
+
+    # ---------------------------------------------------------------- prices
+
+    def _prices(self, stage: _Stage, duals: FloatArray) -> Prices:
+        rows = len(self.coupling.limit)
+        unserved, unmet = stage.unserved.copy(), stage.unmet.copy()
+        for held, dual in zip(stage.held, duals[rows:], strict=True):
+            unserved += dual * held.unserved
+            unmet += dual * held.unmet
+        replica = stage.money * self.servers.replica_cost_per_h + self.coupling.usage @ duals[:rows]
+        return Prices(replica, stage.money, unserved, unmet)
+
+    def _limits(self, stage: _Stage) -> FloatArray:
+        limits: FloatArray = np.r_[self.coupling.limit, [held.limit for held in stage.held]]
+        return limits
+
+    def _usage(self, stage: _Stage, columns: Columns) -> FloatArray:
+        """Take of each column of each coupling row and held level, shape (C, R + H)."""
+        server, short = columns.server, columns.unserved > 0
+        held = [h.unserved[server] * columns.unserved + h.unmet[server] * short for h in stage.held]
+        return np.column_stack([(columns.replicas @ self.coupling.usage).toarray(), *held])
+
+    def _allowed(self, stage: _Stage, columns: Columns, active: BoolArray) -> Columns:
+        server = columns.server
+        return columns.take(
+            active[server] & (columns.unserved <= stage.largest_unserved[server] + _SUM_ERROR)
+        )
+
+    def _converge(self, stage: _Stage) -> _Priced | None:
+        """Find prices whose Lagrangian bound meets the restricted master.
+
+        None where a server has no column, or the prices prove that no columns fit together.
+        """
+        limits = self._limits(stage)
+        columns = self._allowed(stage, self.pool, stage.active)
+        active = np.flatnonzero(stage.active)
+        alone, columns = self._alone(stage, columns, limits)
+        if alone is not None:
+            return alone
+        if len(np.unique(columns.server)) < len(active):
+            return None
+        duals = np.zeros(len(limits))
+        if len(active) > 2 * _SAMPLE:
+            sample = self._sample(stage, columns)
+            few = columns.take(sample[columns.server])
+            share = sample.sum() / len(active)
+            duals = self._ascend(stage, few, limits * share, duals, _COLD)
+            duals = self._ascend(stage, columns, limits, duals, _WARM)
+        else:
+            duals = self._ascend(stage, columns, limits, duals, _COLD)
+        if self._impossible(stage, columns, duals):
+            return None
+        if self.mixes:
+            for _ in range(_MIX_ROUNDS):
+                if self.left_s() < _TIME_FOR_PLANS * self.options.time_limit_s:
+                    break
+                slack = self._slack(stage, columns, duals)
+                lower, columns = self._lower(stage, columns, stage.active, duals, slack)
+                reduced = columns.value(self._prices(stage, duals)) - lower[columns.server]
+                columns, _ = self._worth_keeping(columns, reduced, float(slack.max(initial=0.0)))
+                if _lagrangian(lower[active], duals, limits) > self._most_worth(stage):
+                    return None
+                duals = self._ascend(stage, columns, limits, duals, _WARM, trusted=True)
+        return self._rounds(stage, columns, stage.active, limits, duals)
+
+    def _sample(self, stage: _Stage, columns: Columns) -> BoolArray:
+        """Some `_SAMPLE` servers with an even spread of costs, shape (S,)."""
+        worth = self._worth(stage, columns)
+        least = self._least(columns, worth)
+        active = np.flatnonzero(least >= 0)
+        active = active[np.argsort(worth[least[active]], kind="stable")]
+        result = np.zeros(self.servers.count, dtype=bool)
+        result[active[:: len(active) // _SAMPLE]] = True
+        return result
+
+    def _impossible(self, stage: _Stage, columns: Columns, duals: FloatArray) -> bool:
+        """Whether these prices prove that no columns fit together.
+
+        By Farkas' lemma: where even the columns that take the least at these prices take more than there is.
+        """
+        zero = np.zeros(self.servers.count)
+        bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
+        listed = np.full(self.servers.count, np.inf)
+        np.minimum.at(listed, columns.server, columns.value(self._prices(bare, duals)))
+        if float(listed[stage.active].sum()) <= float(duals @ self._limits(stage)):
+            return False
+        lower, _ = self._lower(bare, columns, stage.active, duals, zero)
+        limits = self._limits(stage)
+        excess = _lagrangian(lower[stage.active], duals, limits)
+        return excess > _TINY * float(duals @ np.abs(limits))
+
+    def _reduced(self, stage: _Stage, columns: Columns, duals: FloatArray) -> FloatArray:
+        """Value of each column above the least of its server among these columns, shape (C,)."""
+        values = columns.value(self._prices(stage, duals))
+        least = np.full(self.servers.count, np.inf)
+        np.minimum.at(least, columns.server, values)
+        reduced: FloatArray = values - least[columns.server]
+        return reduced
+
+    def _ascend(
+        self,
+        stage: _Stage,
+        columns: Columns,
+        limits: FloatArray,
+        duals: FloatArray,
+        smoothing: float,
+        *,
+        trusted: bool = False,
+    ) -> FloatArray:
+        """Raise the Lagrangian bound over these columns by Newton's method on a smoothed bound.
+
+        Each server's least value is replaced by a soft minimum, ``-t log sum exp(-value / t)``, whose second
+        derivatives are the covariances of what its columns take; t falls from `smoothing`, relative to the
+        mean worth of a column, by steps to `_SHARPEST`. After the first step, or at once with `trusted`
+        prices, columns far from the best of their server are left out: they have no weight that matters.
+        """
+        most = self._penalty(self._worth(stage, columns))
+        scale = float(self._worth(stage, columns).mean()) + _TINY
+        if trusted:
+            columns = self._weighty(stage, columns, duals, smoothing * scale)
+        t = smoothing
+        while t >= _SHARPEST and self.left_s() > 0:
+            soft = _SoftBound(
+                columns.server, self._worth(stage, columns), self._usage(stage, columns), limits
+            )
+            duals = soft.maximise(duals, t * scale, most)
+            if t == smoothing and not trusted:
+                columns = self._weighty(stage, columns, duals, smoothing * scale)
+            t *= 0.25
+        return duals
+
+    def _weighty(self, stage: _Stage, columns: Columns, duals: FloatArray, t: float) -> Columns:
+        """Return the columns that matter to the smoothed bound at these prices and near them."""
+        reduced = self._reduced(stage, columns, duals)
+        least = self._least(columns, reduced)
+        close = self._distance(stage, columns, reduced, duals, least[least >= 0]) < _PRICE_CHANGE
+        return columns.take(close | (reduced < _NO_WEIGHT * t))
+
+    def _penalty(self, worth: FloatArray) -> float:
+        """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
+        return 100.0 * float(worth.max(initial=0.0)) + _TINY
+
+    def _alone(self, stage: _Stage, columns: Columns, limits: FloatArray) -> tuple[_Priced | None, Columns]:
+        """Each server's best column at no prices if all fit together; the columns with those found."""
+        free = np.zeros(len(limits))
+        lower, columns = self._lower(stage, columns, stage.active, free, self._slack(stage, columns, free))
+        reduced = columns.value(self._prices(stage, free)) - lower[columns.server]
+        chosen = self._least(columns, reduced)
+        best = columns.take(chosen[chosen >= 0])
+        if len(best) < stage.active.sum() or not self._fits(stage, best, limits):
+            return None, columns
+        bound = _lagrangian(lower[stage.active], free, limits)
+        split = np.zeros(self.servers.count, dtype=bool)
+        worth = float(self._service(stage, best).sum())
+        return _Priced(columns, reduced, free, bound, chosen, split, worth, 0.0), columns
+
+    def _rounds(
+        self, stage: _Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
+    ) -> _Priced:
+        """Alternate pricing and restricted master over the `active` servers."""
+        best_bound, best_duals, best_lower = -np.inf, duals, np.zeros(self.servers.count)
+        master: _Mastered | None = None
+        near: Columns | None = None
+        cheaper = True
+        for _ in range(_MOST_ROUNDS):
+            slack = self._slack(stage, columns, duals)
+            lower, columns = self._lower(stage, columns, active, duals, slack)
+            reduced = columns.value(self._prices(stage, duals)) - lower[columns.server]
+            columns, reduced = self._worth_keeping(columns, reduced, float(slack.max(initial=0.0)))
+            bound = _lagrangian(lower[active], duals, limits)
+            better = bound - best_bound > _SMALL_STEP * abs(bound)
+            if bound > best_bound:
+                best_bound, best_duals, best_lower = bound, duals, lower
+            if not better and not cheaper:
+                break
+            late = self.left_s() < _TIME_FOR_PLANS * self.options.time_limit_s
+            if self._met(stage, master, best_bound) or (late and master is not None):
+                break
+            before = 0 if near is None else len(near)
+            nearer = self._near(stage, columns, reduced, duals, int(active.sum()))
+            near = nearer if near is None else _distinct(near.joined(nearer))
+            solved = self._master(stage, near, limits)
+            if solved is None:
+                break
+            cheaper = master is None or master.value - solved.value > _SMALL_STEP * abs(solved.value)
+            master, duals = solved, solved.duals
+            if self._met(stage, master, best_bound) or len(near) == before:
+                break
+        if self.mixes and master is not None:
+            columns = _distinct(columns.joined(master.columns))
+        reduced = columns.value(self._prices(stage, best_duals)) - best_lower[columns.server]
+        if master is None:
+            # Out of time: the bound is good, what the prices like best need not fit.
+            chosen = self._least(columns, reduced)
+            return _Priced(columns, reduced, best_duals, best_bound, chosen, chosen >= 0, np.inf, np.inf)
+        chosen, split = self._read(columns, master)
+        worth = float(self._service(stage, master.columns) @ master.x)
+        return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short)
+
+    def _met(self, stage: _Stage, master: _Mastered | None, bound: float) -> bool:
+        """Whether the bound is near enough to the master's value, the least it could be."""
+        if master is None:
+            return False
+        close = 0.1 * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
+        if stage.money < 1.0:
+            close += 0.01 * self._money_room
+        return master.value - bound <= close
+
+    @cached_property
+    def _money_room(self) -> float:
+        """What the cost may count at a service level."""
+        return _MONEY_SHARE * float(self.problem.weight.min())
+
+    def _slack(self, stage: _Stage, columns: Columns, duals: FloatArray) -> FloatArray:
+        """How far above its best a server's mixes are of interest, shape (S,)."""
+        values = columns.value(self._prices(stage, duals))
+        least = np.full(self.servers.count, np.inf)
+        np.minimum.at(least, columns.server, values)
+        known = least[np.isfinite(least)]
+        if not len(known):
+            return np.zeros(self.servers.count)
+        share = min(max(_SLACK, _SLACK_OF_ALL / len(known)), 1.0)
+        # Prices far too high make values that no plan has.
+        most = self._most_worth(stage) / stage.active.sum()
+        return np.full(self.servers.count, share * min(float(known.mean()), most))
+
+    def _most_worth(self, stage: _Stage) -> float:
+        """Objective that no plan without a superfluous replica exceeds."""
+        worth = stage.money * self._most_cost_per_h + stage.unserved + stage.unmet
+        return float(worth[stage.active].sum())
+
+    def _lower(
+        self, stage: _Stage, columns: Columns, active: BoolArray, duals: FloatArray, slack: FloatArray
+    ) -> tuple[FloatArray, Columns]:
+        """Least value of any column of each active server, shape (S,), and the columns with those found.
+
+        Without mixes the columns are all there are. A slack of 0 asks for the bound only.
+        """
+        prices = self._prices(stage, duals)
+        if not self.mixes:
+            lower = np.full(self.servers.count, np.inf)
+            np.minimum.at(lower, columns.server, columns.value(prices))
+            return lower, columns
+        priced = mixtures(
+            self.servers,
+            np.flatnonzero(active),
+            prices,
+            stage.largest_unserved,
+            slack,
+            self.left_s,
+            most_columns=max(_NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL // max(int(active.sum()), 1)),
+        )
+        return priced.lower, _distinct(columns.joined(priced.columns)) if slack.any() else columns
+
+    def _worth_keeping(
+        self, columns: Columns, reduced: FloatArray, slack: float
+    ) -> tuple[Columns, FloatArray]:
+        """Drop mixes far from the bound, to bound memory; the columns of one type are few enough to stay."""
+        if not self.mixes:
+            return columns, reduced
+        kept = (reduced <= 4.0 * slack) | (np.diff(columns.replicas.indptr) <= 1)
+        least = self._least(columns, reduced)
+        kept[least[least >= 0]] = True
+        return columns.take(kept), reduced[kept]
+
+    def _near(
+        self, stage: _Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
+    ) -> Columns:
+        """Return the columns that the least change of prices makes best, and the best of every server."""
+        most = servers + max(_MASTER_COLUMNS, int(_MASTER_COLUMNS_EACH * servers))
+        if len(columns) <= most:
+            return columns
+        least = self._least(columns, reduced)
+        best = least[least >= 0]
+        distance = self._distance(stage, columns, reduced, duals, best)
+        return columns.take(np.sort(np.argpartition(distance, most)[:most]))
+
+    def _distance(
+        self, stage: _Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, main: IntArray
+    ) -> FloatArray:
+        """Relative change of prices that makes each column as good as the server's one in `main`, shape (C,).
+
+        The reduced cost over the worth of what the column takes or gives back of the rows; -inf for `main`.
+        """
+        usage = self._usage(stage, columns)
+        taken = np.zeros((self.servers.count, usage.shape[1]))
+        taken[columns.server[main]] = usage[main]
+        moved = np.abs(usage - taken[columns.server]) @ duals
+        distance: FloatArray = np.maximum(reduced, 0.0) / (moved + _TINY)
+        distance[main] = -np.inf
+        return distance
+
+    def _least(self, columns: Columns, reduced: FloatArray) -> IntArray:
+        """Column of least reduced cost of each server, shape (S,); -1 where it has none."""
+        result = np.full(self.servers.count, -1, dtype=np.int64)
+        order = np.lexsort((reduced, columns.server))
+        server = columns.server[order]
+        first = np.flatnonzero(np.r_[True, np.diff(server) != 0]) if len(server) else server
+        result[server[first]] = order[first]
+        return result
+
+    def _service(self, stage: _Stage, columns: Columns) -> FloatArray:
+        """Objective of each column without money, shape (C,)."""
+        server = columns.server
+        result: FloatArray = stage.unserved[server] * columns.unserved + stage.unmet[server] * (
+            columns.unserved > 0
+        )
+        return result
+
+    # ---------------------------------------------------------------- masters
+
+    def _worth(self, stage: _Stage, columns: Columns) -> FloatArray:
+        """Objective of each column, shape (C,)."""
+        return columns.value(self._prices(stage, np.zeros(len(self._limits(stage)))))
+
+    def _program(
+        self, stage: _Stage, columns: Columns, limits: FloatArray, *, price: float, integer: bool
+    ) -> tuple[Milp, IntArray]:
+        """One column of each server within the limits, or at `price` beyond them (inf: not at all).
+
+        Servers with one column only are put into the limits and the offset. Returns the program, and the
+        columns that its first variables stand for.
+        """
+        choices = np.bincount(columns.server, minlength=self.servers.count)[columns.server]
+        free = np.flatnonzero(choices > 1)
+        fixed = np.flatnonzero(choices == 1)
+        worth, usage = self._worth(stage, columns), self._usage(stage, columns)
+        left = limits - usage[fixed].sum(axis=0)
+        count, rows = len(free), len(limits)
+        _, position = np.unique(columns.server[free], return_inverse=True)
+        groups = int(position.max(initial=-1)) + 1
+        relaxed = rows if np.isfinite(price) else 0
+        take_column, take_row = np.nonzero(usage[free])
+        row = np.concatenate([take_row, np.arange(relaxed), rows + position])
+        column = np.concatenate([take_column, count + np.arange(relaxed), np.arange(count)])
+        value = np.concatenate([usage[free][take_column, take_row], np.full(relaxed, -1.0), np.ones(count)])
+        order = np.argsort(row, kind="stable")
+        milp = Milp(
+            objective=np.r_[worth[free], np.full(relaxed, price)],
+            row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=rows + groups))],
+            column=column[order],
+            value=value[order],
+            row_lower=np.r_[np.full(rows, -np.inf), np.ones(groups)],
+            row_upper=np.r_[left, np.ones(groups)],
+            column_lower=np.zeros(count + relaxed),
+            column_upper=np.r_[np.ones(count), np.full(relaxed, np.inf)],
+            integer=np.r_[np.full(count, integer), np.zeros(relaxed, dtype=bool)],
+            offset=float(worth[fixed].sum()),
+        )
+        return milp, free
+
+    def _master(self, stage: _Stage, columns: Columns, limits: FloatArray) -> _Mastered | None:
+        """Solve the relaxation, with a price for what is beyond the limits."""
+        price = self._penalty(self._worth(stage, columns))
+        milp, free = self._program(stage, columns, limits, price=price, integer=False)
+        raw = self._solve(milp, relax=True)
+        if raw.x is None or raw.row_dual is None:
+            return None
+        x = np.ones(len(columns))
+        x[free] = raw.x[: len(free)]
+        duals = np.maximum(-raw.row_dual[: len(limits)], 0.0)
+        short = float(raw.x[len(free) :].max(initial=0.0))
+        return _Mastered(columns, x, duals, raw.objective, short)
+
+    def _solve(self, milp: Milp, *, relax: bool, share: float = 1.0, gap: float | None = None) -> RawSolution:
+        options = replace(
+            self.options,
+            time_limit_s=max(share * self.left_s(), 0.01),
+            relax=relax,
+            relative_gap=self.options.relative_gap if gap is None else gap,
+            start=None,
+        )
+        raw = self.backend.solve(milp, options)
+        self.solver, self.version = raw.solver, raw.version
+        return raw
+
+    def _read(self, columns: Columns, master: _Mastered) -> tuple[IntArray, BoolArray]:
+        """Each server's main column of the master's solution in `columns`, and whether it has others."""
+        main = self._least(master.columns, -master.x)
+        there = np.flatnonzero(main >= 0)
+        most = np.zeros(self.servers.count)
+        most[there] = master.x[main[there]]
+        split = np.zeros(self.servers.count, dtype=bool)
+        split[there] = most[there] < 1.0 - _INTEGRAL
+        keys, wanted = _keys(columns), _keys(master.columns)[main[there]]
+        order = np.argsort(keys, kind="stable")
+        chosen = np.full(self.servers.count, -1, dtype=np.int64)
+        chosen[there] = order[np.searchsorted(keys[order], wanted)]
+        return chosen, split
+
+    # ---------------------------------------------------------------- plans
+
+    def _plan(self, stage: _Stage, priced: _Priced, good: float) -> Columns | None:
+        """Find one column of each active server that together are worth at most `good`, or near it.
+
+        None if no columns were found that fit together.
+        """
+        limits = self._limits(stage)
+        chosen = priced.chosen[priced.chosen >= 0]
+        if len(chosen) < stage.active.sum():
+            # Out of time before every server had a column.
+            return None
+        best = self._incumbent_in(stage, priced.columns, limits)
+        value = np.inf if best is None else self._total(stage, priced.columns, best)
+        if not priced.split.any() and self._fits(stage, priced.columns.take(chosen), limits):
+            total = self._total(stage, priced.columns, chosen)
+            if total < value:
+                best, value = chosen, total
+        distance = self._distance(stage, priced.columns, priced.reduced, priced.duals, chosen)
+        # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
+        # column beyond what the plan may cost above the bound is a last resort.
+        far = (priced.reduced > good - priced.bound) & (distance > 0)
+        distance[far] += distance.max(initial=0.0)
+        nearest = np.argsort(distance, kind="stable")
+        gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
+        for count in (*_PLAN_COLUMNS, len(nearest)):
+            if value - priced.bound <= _WORTH_CLOSING * (good - priced.bound):
+                break
+            if best is not None and self.left_s() <= 0:
+                break
+            which = np.sort(nearest[: count + len(chosen)])
+            found = self._choose(stage, priced.columns, which, limits, share=0.3, gap=gap)
+            if found is not None and found[1] < value:
+                best, value = found[0], found[1]
+            if count >= len(nearest):
+                break
+        if best is None:
+            return None
+        self.incumbent = priced.columns.take(best)
+        return self.incumbent
+
+    def _incumbent_in(self, stage: _Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
+        """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
+        active = np.flatnonzero(stage.active)
+        empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
+        keys, wanted = _keys(columns), _keys(self.incumbent)
+        order = np.argsort(keys, kind="stable")
+        spot = np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)
+        there = keys[order[spot]] == wanted
+        result = np.full(self.servers.count, -1, dtype=np.int64)
+        result[columns.server[empty]] = empty
+        result[self.incumbent.server] = np.where(there, order[spot], -1)
+        found = result[active]
+        if (found < 0).any() or not self._fits(stage, columns.take(found), limits):
+            return None
+        return found
+
+    def _cheapest(self, stage: _Stage, priced: _Priced) -> tuple[bool, float]:
+        """Better the incumbent at the cost level; whether a plan was found, and the bound."""
+        bound = priced.bound
+        columns = self._plan(stage, priced, bound + 0.9 * self.options.relative_gap * abs(bound))
+        if columns is None:
+            return False, bound
+        value = float(self._worth(stage, columns).sum())
+        if not self._close_enough(value, bound):
+            bound = self._close(stage, priced, value)
+        return True, bound
+
+    def _close_enough(self, value: float, bound: float) -> bool:
+        if np.isinf(value):
+            return False
+        return value - bound <= self.options.relative_gap * abs(value) + _TINY * max(1.0, abs(value))
+
+    def _total(self, stage: _Stage, columns: Columns, which: IntArray) -> float:
+        return float(self._worth(stage, columns.take(which)).sum())
+
+    def _fits(self, stage: _Stage, columns: Columns, limits: FloatArray) -> bool:
+        return bool((self._usage(stage, columns).sum(axis=0) <= limits).all())
+
+    def _choose(
+        self,
+        stage: _Stage,
+        columns: Columns,
+        which: IntArray,
+        limits: FloatArray,
+        *,
+        share: float,
+        gap: float,
+    ) -> tuple[IntArray, float, float] | None:
+        """Choose one column of each server among `which`; the columns, value and bound of that program."""
+        few = columns.take(which)
+        milp, free = self._program(stage, few, limits, price=np.inf, integer=True)
+        raw = self._solve(milp, relax=False, share=share, gap=gap)
+        if raw.x is None:
+            return (which[:0], np.inf, raw.bound) if raw.termination is Termination.INFEASIBLE else None
+        taken = np.ones(len(few), dtype=bool)
+        taken[free] = raw.x[: len(free)] > 0.5
+        best = which[taken]
+        return best, self._total(stage, columns, best), raw.bound
+
+    def _close(self, stage: _Stage, priced: _Priced, value: float) -> float:
+        """Solve the program over all columns that a plan better than `value` can have; the bound.
+
+        A plan with a column whose reduced cost is above value - bound is no better than `value`.
+        """
+        if self.left_s() <= 0:
+            return priced.bound
+        gap = value - priced.bound
+        columns, reduced, reach, base = priced.columns, priced.reduced, gap, priced.bound
+        if self.mixes:
+            most = _CLOSING_SLACK * self._slack(stage, columns, priced.duals)
+            slack = np.where(most > 0, np.minimum(gap * (1.0 + _INTEGRAL), most), gap)
+            found = mixtures(
+                self.servers,
+                np.flatnonzero(stage.active),
+                self._prices(stage, priced.duals),
+                stage.largest_unserved,
+                slack,
+                self.left_s,
+                most_columns=max(_NEAR_COLUMNS, _MOST_CLOSING_COLUMNS // int(stage.active.sum())),
+            )
+            columns = _distinct(columns.joined(found.columns))
+            reduced = columns.value(self._prices(stage, priced.duals)) - found.lower[columns.server]
+            lower = found.lower[stage.active]
+            reach = min(gap, float((found.reach[stage.active] - lower).min()))
+            base = _lagrangian(lower, priced.duals, self._limits(stage))
+        within = np.flatnonzero(reduced <= gap * (1.0 + _INTEGRAL))
+        if len(within) > _MOST_CLOSING_COLUMNS:
+            within = within[np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]]
+            reach = min(reach, float(reduced[within].max()))
+        gap = 0.9 * self.options.relative_gap
+        chosen = self._choose(stage, columns, within, self._limits(stage), share=1.0, gap=gap)
+        if chosen is None:
+            return priced.bound
+        best, worth, bound = chosen
+        if worth < value:
+            self.incumbent = columns.take(best)
+        return max(priced.bound, min(bound, base + reach, value))
+
+    def _plan_of(self, columns: Columns) -> Plan:
+        replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()
+        return Plan(np.rint(replicas).astype(np.int64))
+
+    def _columns_of(self, plan: Plan) -> Columns:
+        """Return the columns that a plan has, one of each server with an option."""
+        problem = self.problem
+        used = np.flatnonzero(plan.replicas)
+        server = np.flatnonzero(self.has_option)
+        row = np.searchsorted(server, problem.option_server[used])
+        replicas = csr_matrix(
+            (plan.replicas[used], (row, used)), shape=(len(server), len(problem.option_server))
+        )
+        keeping = np.bincount(row, self.servers.keeping_per_h[used], minlength=len(server))
+        unserved = 1.0 - score(problem, plan).served_share[server]
+        return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
+
+
+class _SoftBound:
+    """The smoothed Lagrangian bound over columns sorted by server."""
+
+    def __init__(self, server: IntArray, worth: FloatArray, usage: FloatArray, limits: FloatArray) -> None:
+        self._worth, self._usage, self._limits = worth, usage, limits
+        # Mean worth of a column for each unit that a column takes of a row: the scale of its price.
+        self._usual = (worth.mean() + _TINY) / np.maximum(usage.mean(axis=0), _TINY)
+        self._first = np.flatnonzero(np.r_[True, np.diff(server) != 0])
+        self._group = np.repeat(np.arange(len(self._first)), np.diff(np.r_[self._first, len(server)]))
+
+    def maximise(self, duals: FloatArray, t: float, most: float) -> FloatArray:
+        """Return the best prices within 0..`most` that a few projected Newton steps from `duals` reach."""
+        value, share = self._value(duals, t)
+        for _ in range(_NEWTON_STEPS):
+            mean = np.add.reduceat(share[:, None] * self._usage, self._first, axis=0)
+            slope = mean.sum(axis=0) - self._limits
+            free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
+            if not (np.abs(slope[free]) > _BALANCED * np.maximum(self._limits[free], 1.0)).any():
+                break
+            curve = ((self._usage.T * share) @ self._usage - mean.T @ mean)[np.ix_(free, free)] / t
+            # A row that no server hesitates about has no curvature: its price moves by `self._usual`.
+            ridge = (
+                np.abs(slope[free]) / self._usual[free] + _TINY * np.diag(curve).max(initial=0.0) + _TINY**9
+            )
+            step = np.zeros(len(duals))
+            step[free] = np.linalg.solve(curve + np.diag(ridge), slope[free])
+            length = 1.0
+            while True:
+                trial = np.clip(duals + length * step, 0.0, most)
+                trial_value, trial_share = self._value(trial, t)
+                if trial_value >= value + 1e-4 * float(slope @ (trial - duals)):
+                    break
+                length *= 0.3
+                if length < 1e-5:
+                    return duals
+            duals, value, share = trial, trial_value, trial_share
+        return duals
+
+    def _value(self, duals: FloatArray, t: float) -> tuple[float, FloatArray]:
+        """Smoothed bound, and the share of each column in its server, shape (C,)."""
+        charged = self._worth + self._usage @ duals
+        least = np.minimum.reduceat(charged, self._first)
+        weight = np.exp((least[self._group] - charged) / t)
+        total = np.add.reduceat(weight, self._first)
+        value = float((least - t * np.log(total)).sum() - duals @ self._limits)
+        return value, weight / total[self._group]
+
+
+def _lagrangian(lower: FloatArray, duals: FloatArray, limits: FloatArray) -> float:
+    """Sum of the servers' least values less the worth of the limits, rounded down."""
+    worth = duals * limits
+    error = _SUM_ERROR * (float(np.abs(lower).sum()) + float(np.abs(worth).sum()))
+    return float(lower.sum()) - float(worth.sum()) - error
+
+
+def _keys(columns: Columns) -> IntArray:
+    """Return a number for each column that equal columns share, shape (C,)."""
+    factor = np.random.default_rng(0).integers(1, 2**62, columns.replicas.shape[1])
+    with np.errstate(over="ignore"):
+        keys: IntArray = columns.replicas.astype(np.int64) @ factor + columns.server
+    return keys
+
+
+def _distinct(columns: Columns) -> Columns:
+    """Return each column once, sorted by server."""
+    _, first = np.unique(_keys(columns), return_index=True)
+    return columns.take(first[np.argsort(columns.server[first], kind="stable")])

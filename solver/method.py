@@ -1,0 +1,102 @@
+"""Which method solves: the program as a whole, or the decomposition by server."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from solver.check import score
+from solver.decompose import decompose
+from solver.errors import SolverError
+from solver.milp import Termination
+from solver.solve import LevelResult, Solved, solve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.milp import Backend, SolveOptions
+    from solver.problem import AllocationProblem
+
+# From so many servers on the decomposition is the faster one, with a mix and with one type per server
+# (`benchmarks/fleet.py`); up to `_CLOSABLE` servers the direct method may close what it leaves open.
+_MIX_FROM = 20
+_ONE_TYPE_FROM = 200
+_CLOSABLE = 300
+
+# Values of a level that differ by less are equal.
+_SAME = 1e-6
+
+
+class Method(StrEnum):
+    """How to solve; `AUTO` picks by size."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    DECOMPOSE = "decompose"
+
+
+def solve_by(
+    method: Method,
+    problem: AllocationProblem,
+    backend: Backend,
+    options: SolveOptions,
+    *,
+    names: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> Solved:
+    """Find the best plan for `problem` by a method.
+
+    Parameters
+    ----------
+    method : Method
+    problem : AllocationProblem
+    backend : Backend
+    options : SolveOptions
+    names : bool
+        Keep the program, with names: the direct method alone has one.
+    now : callable
+        Monotonic clock in seconds.
+
+    Raises
+    ------
+    SolverError
+        As `solve` and `decompose`.
+    """
+    servers = len(problem.servers)
+    small = servers < (_ONE_TYPE_FROM if problem.policy.max_types == 1 else _MIX_FROM)
+    if names or method is Method.DIRECT or (method is Method.AUTO and small):
+        return solve(problem, backend, options, names=names, now=now)
+    if method is Method.DECOMPOSE:
+        return decompose(problem, backend, options, now=now)
+    end = now() + options.time_limit_s
+    try:
+        found = decompose(problem, backend, options, now=now)
+    except SolverError:
+        # Its bounds are checked against its plans; where they contradict each other neither is believed.
+        return solve(problem, backend, replace(options, time_limit_s=max(end - now(), 1.0)), now=now)
+    left_s = end - now()
+    if found.termination is Termination.OPTIMAL or servers > _CLOSABLE or left_s < 0.1 * options.time_limit_s:
+        return found
+    return better(problem, found, solve(problem, backend, replace(options, time_limit_s=left_s), now=now))
+
+
+def better(problem: AllocationProblem, one: Solved, other: Solved) -> Solved:
+    """Return the answer with the better plan, with the higher bound of the two at each level.
+
+    A bound holds given the values of the levels before, so bounds are joined only as far as these agree.
+    """
+    worth = [score(problem, solved.plan).levels for solved in (one, other)]
+    best, rest = (one, other) if worth[0] <= worth[1] else (other, one)
+    results: list[LevelResult] = []
+    agree = True
+    for mine, theirs in zip(best.levels, rest.levels, strict=True):
+        if agree and theirs.bound > mine.bound:
+            proven = theirs.termination is Termination.OPTIMAL and abs(mine.value - theirs.value) <= _SAME
+            termination = Termination.OPTIMAL if proven else mine.termination
+            results.append(replace(mine, bound=min(theirs.bound, mine.value), termination=termination))
+        else:
+            results.append(mine)
+        agree = agree and abs(mine.value - theirs.value) <= _SAME * max(1.0, abs(mine.value))
+    return replace(best, levels=tuple(results))

@@ -1,0 +1,626 @@
+"""Every server alone: the ways to run it that are best at given prices, for all servers at once.
+
+A *column* is one complete way to run one server: replicas of its options, its unserved share and its cost.
+With one type per server the columns can be listed (`single_type`). A mix is an integer covering knapsack;
+`mixtures` searches it for all servers in one breadth-first pass over the options, in order of price per
+share served, with the fractional bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from solver.problem import DEMAND_TOLERANCE, NO_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.milp import BoolArray, FloatArray, IntArray
+    from solver.problem import AllocationProblem
+
+# A residual share below this is rounding: the demand is met.
+_ROUNDING = 1e-12
+
+# Values that differ by less, relatively, are ties: the search neither prunes nor prefers by it.
+_TIE = 1e-9
+
+# How far below its best column the bound of a server may stay, relatively, where only the bound is wanted.
+_BOUND_ERROR = 1e-7
+
+# Partial plans that one step of the search keeps of each server: this many over the number of servers, within
+# these ends. Bounds memory (some 100 MB). What is dropped beyond it still counts in the lower bounds.
+_MOST_STATES, _MOST_STATES_EACH = 1_000_000, (100, 3_000)
+
+# Columns of partial service that `single_type` lists one by one; with more, the ends of each range suffice
+# for the bound.
+_MOST_PARTIAL_COLUMNS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Ways to run servers.
+
+    Attributes
+    ----------
+    server : (C,) int
+    replicas : (C, J) sparse int
+        Replicas of each option.
+    fixed_per_h : (C,) float
+        The part of the switching penalty that does not grow with replicas: accelerators left.
+    unserved : (C,) float
+        Share of the demand not served, in [0, 1].
+    """
+
+    server: IntArray
+    replicas: csr_matrix
+    fixed_per_h: FloatArray
+    unserved: FloatArray
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+        return len(self.server)
+
+    def take(self, which: IntArray | BoolArray) -> Columns:
+        """Return these columns only."""
+        return Columns(
+            self.server[which], self.replicas[which], self.fixed_per_h[which], self.unserved[which]
+        )
+
+    def joined(self, other: Columns) -> Columns:
+        """Return both."""
+        return Columns(
+            np.r_[self.server, other.server],
+            vstack([self.replicas, other.replicas], format="csr"),
+            np.r_[self.fixed_per_h, other.fixed_per_h],
+            np.r_[self.unserved, other.unserved],
+        )
+
+    def value(self, prices: Prices) -> FloatArray:
+        """Value of each column at `prices`, shape (C,)."""
+        result: FloatArray = (
+            self.replicas @ prices.replica
+            + prices.fixed * self.fixed_per_h
+            + prices.unserved[self.server] * self.unserved
+            + prices.unmet[self.server] * (self.unserved > 0)
+        )
+        return result
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a column is charged.
+
+    Attributes
+    ----------
+    replica : (J,) float
+        For one replica of each option, >= 0.
+    fixed : float
+        Factor of `Columns.fixed_per_h`, >= 0.
+    unserved, unmet : (S,) float
+        For the whole demand unserved, in proportion; for any share unserved, >= 0.
+    """
+
+    replica: FloatArray
+    fixed: float
+    unserved: FloatArray
+    unmet: FloatArray
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What `mixtures` found.
+
+    Attributes
+    ----------
+    columns : Columns
+        All that are worth at most `reach` of their server, in no order.
+    lower : (S,) float
+        No column of the server is worth less; inf where a server was not searched.
+    reach : (S,) float
+        Every column of the server worth less than this is in `columns`; inf as for `lower`.
+    """
+
+    columns: Columns
+    lower: FloatArray
+    reach: FloatArray
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A problem with the options of each server side by side."""
+
+    problem: AllocationProblem
+
+    @cached_property
+    def count(self) -> int:
+        """S."""
+        return len(self.problem.servers)
+
+    @cached_property
+    def option(self) -> IntArray:
+        """Option of each server and position, shape (S, K); -1 where a server has fewer."""
+        problem = self.problem
+        sizes = np.bincount(problem.option_server, minlength=self.count)
+        first = np.r_[0, np.cumsum(sizes)[:-1]]
+        position = np.arange(len(problem.option_server)) - first[problem.option_server]
+        result = np.full((self.count, int(sizes.max(initial=0))), -1, dtype=np.int64)
+        result[problem.option_server, position] = np.arange(len(problem.option_server))
+        return result
+
+    @cached_property
+    def share(self) -> FloatArray:
+        """Share of its server's demand that one replica serves, shape (J,), in (0, 1]; 1 without load."""
+        problem = self.problem
+        demand = problem.arrival_rps[problem.option_server]
+        result = np.ones(len(demand))
+        np.divide(problem.capacity_rps, demand, out=result, where=demand > 0)
+        return np.minimum(result, 1.0)
+
+    @cached_property
+    def most(self) -> IntArray:
+        """Most replicas of each option that any sensible plan has, shape (J,)."""
+        problem = self.problem
+        stock = problem.inventory.gpus[problem.gpu_type]
+        fitting = np.where(stock == NO_LIMIT, NO_LIMIT, stock // problem.gpus)
+        result: IntArray = np.minimum(
+            np.minimum(problem.replicas_needed, problem.max_replicas[problem.option_server]), fitting
+        )
+        return result
+
+    @cached_property
+    def replica_cost_per_h(self) -> FloatArray:
+        """Cost of one replica with the penalty for newly taking up its accelerator, shape (J,)."""
+        problem = self.problem
+        newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
+        result: FloatArray = problem.cost_per_h * (1.0 + problem.policy.switching_factor * newly)
+        return result
+
+    @cached_property
+    def leaving_per_h(self) -> FloatArray:
+        """Penalty of each server for leaving everything it runs on, shape (S,)."""
+        problem = self.problem
+        left = np.bincount(problem.current_server, problem.current_cost_per_h, minlength=self.count)
+        result: FloatArray = problem.policy.switching_factor * left.astype(np.float64)
+        return result
+
+    @cached_property
+    def keeping_per_h(self) -> FloatArray:
+        """Part of `leaving_per_h` that using the option takes back, shape (J,)."""
+        problem = self.problem
+        width = max(len(problem.accelerators), 1)
+        mine = problem.option_server * width + problem.option_accelerator
+        current = problem.current_server * width + problem.current_accelerator
+        order = np.argsort(current)
+        result = np.zeros(len(mine))
+        if len(order):
+            spot = np.minimum(np.searchsorted(current[order], mine), len(order) - 1)
+            kept = current[order][spot] == mine
+            result[kept] = problem.policy.switching_factor * problem.current_cost_per_h[order][spot][kept]
+        return result
+
+    @cached_property
+    def least_unserved(self) -> FloatArray:
+        """Least share of each server's demand that stays unserved however many GPUs there are, shape (S,).
+
+        Above 0 where the maximum of replicas, or the stock of every type alone, is too small. NaN where a
+        limit of several types makes this a search of its own.
+        """
+        problem = self.problem
+        limit = problem.policy.max_types
+        result = np.ones(self.count)
+        whole = self.most >= problem.replicas_needed
+        result[problem.option_server[whole]] = 0.0
+        floor = np.maximum(problem.min_replicas, 1)
+        if limit == 1:
+            if problem.policy.partial:
+                np.minimum.at(result, problem.option_server, self._unserved_alone(self.most))
+            return result
+        # Largest shares first, as many as the maximum allows: best for the load and for the count at once.
+        for s in np.flatnonzero((result > 0) & (self.option >= 0).any(axis=1)):
+            mine = self.option[s][self.option[s] >= 0]
+            order = mine[np.argsort(-self.share[mine], kind="stable")]
+            before = np.r_[0, np.cumsum(self.most[order])[:-1]]
+            taken = np.clip(problem.max_replicas[s] - before, 0, self.most[order])
+            used = np.flatnonzero(taken)
+            served = float(self.share[order] @ taken) if problem.arrival_rps[s] > 0 else 1.0
+            if problem.min_replicas[s] > 0:
+                served = min(served, float(taken.sum()) / floor[s])
+            if limit is not None and len(used) > limit:
+                result[s] = np.nan
+            elif served >= 1.0 - DEMAND_TOLERANCE:
+                result[s] = 0.0
+            elif problem.policy.partial:
+                result[s] = 1.0 - served
+        return result
+
+    def _unserved_alone(self, replicas: IntArray) -> FloatArray:
+        """Unserved share of each option's server with so many replicas of that option only, shape (J,)."""
+        return self.unserved_with(np.arange(len(replicas)), replicas)
+
+    def unserved_with(self, option: IntArray, replicas: IntArray) -> FloatArray:
+        """Unserved share of the option's server with so many of its replicas only, shapes (n,)."""
+        problem = self.problem
+        server = problem.option_server[option]
+        served = np.where(problem.arrival_rps[server] > 0, self.share[option] * replicas, 1.0)
+        minimum = problem.min_replicas[server]
+        served = np.where(minimum > 0, np.minimum(served, replicas / np.maximum(minimum, 1)), served)
+        return np.where(replicas >= problem.replicas_needed[option], 0.0, np.clip(1.0 - served, 0.0, 1.0))
+
+    def columns(self, server: IntArray, option: IntArray, replicas: IntArray) -> Columns:
+        """Columns of one option each; option -1 is the empty one. Shapes (n,)."""
+        used = option >= 0
+        indptr = np.r_[0, np.cumsum(used)]
+        sparse = csr_matrix(
+            (replicas[used], option[used], indptr), shape=(len(server), len(self.problem.option_server))
+        )
+        fixed = self.leaving_per_h[server].copy()
+        fixed[used] -= self.keeping_per_h[option[used]]
+        unserved = np.ones(len(server))
+        unserved[used] = self.unserved_with(option[used], replicas[used])
+        return Columns(server, sparse, fixed, unserved)
+
+
+def single_type(servers: Servers) -> Columns:
+    """List the columns of one option each, and the empty one of each server that has an option.
+
+    All-or-nothing service has one column an option. Partial service has one for each number of replicas, or,
+    where these are too many, for the ends of the range and of the part that is not fully served: the value of
+    a column is linear between them, so no price makes another one better.
+    """
+    problem = servers.problem
+    needed, most = problem.replicas_needed, servers.most
+    with_option = np.unique(problem.option_server)
+    if not problem.policy.partial:
+        option = np.flatnonzero(most >= needed)
+        replicas = needed[option]
+    elif most.sum() <= _MOST_PARTIAL_COLUMNS:
+        option = np.repeat(np.arange(len(most)), most)
+        replicas = np.arange(len(option)) - np.repeat(np.cumsum(most) - most, most) + 1
+    else:
+        ends = np.stack([np.minimum(1, most), np.maximum(most - 1, np.minimum(1, most)), most])
+        ends[1][ends[1] == ends[0]] = 0
+        ends[2][(ends[2] == ends[1]) | (ends[2] == ends[0])] = 0
+        row, option = np.nonzero(ends)
+        replicas = ends[row, option]
+    server = np.r_[with_option, problem.option_server[option]]
+    order = np.argsort(server, kind="stable")
+    option = np.r_[np.full(len(with_option), -1), option][order]
+    replicas = np.r_[np.zeros(len(with_option), dtype=np.int64), replicas][order]
+    return servers.columns(server[order], option, replicas)
+
+
+@dataclass
+class _States:
+    """Partial plans of the search, one a row."""
+
+    server: IntArray
+    value: FloatArray
+    residual: FloatArray
+    count: IntArray
+    types: IntArray
+    replicas: IntArray  # (n, K) by position of the option in its server's search order
+
+    def take(self, which: IntArray | BoolArray) -> _States:
+        return _States(
+            self.server[which],
+            self.value[which],
+            self.residual[which],
+            self.count[which],
+            self.types[which],
+            self.replicas[which],
+        )
+
+
+def mixtures(
+    servers: Servers,
+    which: IntArray,
+    prices: Prices,
+    largest_unserved: FloatArray,
+    slack: FloatArray,
+    left_s: Callable[[], float],
+    *,
+    most_columns: int = 1_000,
+) -> Priced:
+    """Find, for each server in `which`, all mixes worth at most `slack` more than its best one.
+
+    Parameters
+    ----------
+    servers : Servers
+    which : (n,) int
+        Servers to search, each with an option.
+    prices : Prices
+    largest_unserved : (S,) float
+        Largest unserved share a column may have; 0 = full service only.
+    slack : (S,) float
+        >= 0. All 0 asks for the bounds only.
+    left_s : callable
+        Seconds that are left; at 0 the search ends with what it has, and weaker bounds.
+    most_columns : int
+        Most columns of one server; the best ones.
+    """
+    search = _Search(servers, which, prices, largest_unserved, slack)
+    found = search.run(left_s, most_columns)
+    # Ties can be more than the search keeps. The bounds of these servers are worth a search of their own,
+    # without slack and with more room for each.
+    cut = np.flatnonzero(search.dropped < search.best)
+    if not cut.size or len(cut) == len(which):
+        return found
+    again = _Search(servers, which[cut], prices, largest_unserved, np.zeros(servers.count)).run(left_s, 1)
+    found.lower[which[cut]] = np.maximum(found.lower[which[cut]], again.lower[which[cut]])
+    return found
+
+
+class _Search:
+    """One call of `mixtures`: arrays over the searched servers, by position in the search order."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        which: IntArray,
+        prices: Prices,
+        largest_unserved: FloatArray,
+        slack: FloatArray,
+    ) -> None:
+        problem = servers.problem
+        self.servers, self.which = servers, which
+        self.partial = problem.policy.partial
+        self.most_types = problem.policy.max_types or len(problem.accelerators)
+        option = servers.option[which]
+        there = option >= 0
+        price = np.where(there, prices.replica[option], np.inf)
+        share = np.where(there, servers.share[option], 1.0)
+        bonus = np.where(there, prices.fixed * servers.keeping_per_h[option], 0.0)
+        # Options that take back a fixed penalty first: after them the bound has no discount left in it.
+        order = np.lexsort((price / share, bonus <= 0), axis=1)
+
+        def sorted_by_order(table: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(table, order, axis=1)
+
+        self.option = sorted_by_order(option)
+        self.price = np.where(sorted_by_order(there), sorted_by_order(price), 0.0)
+        self.share = sorted_by_order(share)
+        self.bonus = sorted_by_order(bonus)
+        self.most = np.where(self.option >= 0, servers.most[self.option], 0)
+        self.minimum = problem.min_replicas[which]
+        self.maximum = problem.max_replicas[which]
+        self.unserved_price = prices.unserved[which]
+        self.unmet_price = prices.unmet[which]
+        self.largest_unserved = largest_unserved[which]
+        self.constant = prices.fixed * servers.leaving_per_h[which]
+        self.slack = slack[which]
+        self.loaded = problem.arrival_rps[which] > 0
+
+        usable = self.most > 0
+        ratio = np.where(usable, self.price / self.share, np.inf)
+        each = np.where(usable, self.price, np.inf)
+        none_left = np.full((len(which), 1), np.inf)
+        # Cheapest price per share, and per replica, of the options after each position.
+        self.ratio_after = np.c_[np.minimum.accumulate(ratio[:, ::-1], axis=1)[:, ::-1], none_left][:, 1:]
+        self.each_after = np.c_[np.minimum.accumulate(each[:, ::-1], axis=1)[:, ::-1], none_left][:, 1:]
+        self.bonus_after = np.c_[np.cumsum(self.bonus[:, ::-1], axis=1)[:, ::-1], np.zeros(len(which))][:, 1:]
+        self.may_stop_short = self.partial & (self.largest_unserved > 0)
+
+        self.most_states = int(np.clip(_MOST_STATES // max(len(which), 1), *_MOST_STATES_EACH))
+        self.best = np.full(len(which), np.inf)
+        self.dropped = np.full(len(which), np.inf)
+        self.leaves: list[_States] = []
+
+    def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
+        count, width = self.option.shape
+        states = _States(
+            server=np.arange(count),
+            value=self.constant.copy(),
+            residual=np.where(self.loaded, 1.0, 0.0),
+            count=np.zeros(count, dtype=np.int64),
+            types=np.zeros(count, dtype=np.int64),
+            replicas=np.zeros((count, width), dtype=np.int32),
+        )
+        empty = self.constant + self.unserved_price + self.unmet_price
+        self.best = np.where(self.largest_unserved >= 1.0, empty, np.inf)
+        self.leaves.append(states.take(self.largest_unserved >= 1.0))
+        np.minimum(self.best, self._simple_plans(), out=self.best)
+        if not self.slack.any():
+            # Only the bounds are wanted: where the fractional one is reached there is nothing to search.
+            states = states.take(self.best > self._fractional() * (1.0 + _TIE))
+        bound = self._fractional()[states.server]
+        for position in range(width):
+            if left_s() <= 0:
+                np.minimum.at(self.dropped, states.server, bound)
+                break
+            states, bound = self._expand(states, position)
+            if not len(states.server):
+                break
+        return self._result(most_columns)
+
+    def _fractional(self) -> FloatArray:
+        """Worth of each server's demand served by fractional replicas, shape (n,)."""
+        ratio = np.where(self.most > 0, self.price / self.share, np.inf).min(axis=1, initial=np.inf)
+        ratio = np.where(self.largest_unserved > 0, np.minimum(ratio, self.unserved_price), ratio)
+        demand = np.where(self.loaded, 1.0 - DEMAND_TOLERANCE, 0.0)
+        served = np.where(demand > 0, ratio * demand, 0.0)
+        worth: FloatArray = served + self.constant - self.bonus.sum(axis=1)
+        return worth
+
+    def _threshold(self) -> FloatArray:
+        """Worth above which a partial plan of each server is of no interest."""
+        size = np.where(np.isfinite(self.best), np.abs(self.best), 0.0)
+        threshold: FloatArray = self.best + np.where(
+            self.slack > 0, np.maximum(self.slack, _TIE * size), -_BOUND_ERROR * size
+        )
+        return threshold
+
+    def _simple_plans(self) -> FloatArray:
+        """Worth of the best of some plans of two options, shape (n,); inf where none is allowed.
+
+        Almost as many of the first option as serve the demand, the rest on one other option.
+        """
+        found = np.full(len(self.which), np.inf)
+        demand = np.where(self.loaded, 1.0 - DEMAND_TOLERANCE, 0.0)
+        for first in range(min(3, self.option.shape[1])):
+            full = np.floor(demand / self.share[:, first]).astype(np.int64)
+            for fewer in range(3):
+                main = np.minimum(np.maximum(full - fewer, 0), self.most[:, first])
+                rest = np.maximum(demand - main * self.share[:, first], 0.0)
+                other = np.ceil(np.maximum(rest - _ROUNDING, 0.0)[:, None] / self.share)
+                other = np.maximum(other, (self.minimum - main)[:, None])
+                total = main[:, None] + other
+                allowed = (other <= self.most) & (total <= self.maximum[:, None])
+                types = (main > 0)[:, None].astype(np.int64) + (other > 0)
+                allowed[:, first] = False
+                allowed &= types <= self.most_types
+                worth = (main * self.price[:, first])[:, None] + other * self.price
+                worth -= np.where(other > 0, self.bonus, 0.0)
+                worth += (self.constant - np.where(main > 0, self.bonus[:, first], 0.0))[:, None]
+                found = np.minimum(found, np.where(allowed, worth, np.inf).min(axis=1))
+        alone = np.ceil(demand[:, None] / self.share - _ROUNDING)
+        alone = np.maximum(alone, self.minimum[:, None])
+        worth = self.constant[:, None] + alone * self.price - np.where(alone > 0, self.bonus, 0.0)
+        allowed = (alone <= self.most) & (alone <= self.maximum[:, None]) & (alone > 0)
+        best: FloatArray = np.minimum(found, np.where(allowed, worth, np.inf).min(axis=1, initial=np.inf))
+        return best
+
+    def _expand(self, states: _States, position: int) -> tuple[_States, FloatArray]:
+        """Give every partial plan every sensible number of replicas of the option at `position`."""
+        s = states.server
+        price, share = self.price[s, position], self.share[s, position]
+        low, high, slope, ground = self._range(states, position)
+        width = np.maximum(self.most_states // np.bincount(s, minlength=len(self.which))[s], 1)
+        cut = high - low + 1 > width
+        if cut.any():
+            # The bound falls, or rises, all the way: what is cut off is worth at least its nearest end.
+            falls = slope > 0
+            nearest = np.where(falls, high - width, low + width)[cut]
+            worth = ground[cut] - slope[cut] * nearest
+            np.minimum.at(self.dropped, s[cut], worth)
+            low = np.where(cut & falls, high - width + 1, low)
+            high = np.where(cut & ~falls, low + width - 1, high)
+        sizes = np.maximum(high - low + 1, 0)
+        parent = np.repeat(np.arange(len(s)), sizes)
+        number = np.arange(len(parent)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[parent]
+
+        child = states.take(parent)
+        taken = number > 0
+        child.value += number * price[parent] - np.where(taken, self.bonus[s, position][parent], 0.0)
+        child.residual = child.residual - number * share[parent]
+        child.residual[child.residual <= DEMAND_TOLERANCE + _ROUNDING] = 0.0
+        child.count = child.count + number
+        child.types = child.types + taken
+        child.replicas[:, position] = number
+        self._keep_leaves(child, taken)
+        return self._still_open(child, position)
+
+    def _range(self, states: _States, position: int) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """Least and most replicas worth trying; bound = ground - slope x replicas until the demand is met."""
+        s = states.server
+        price, share = self.price[s, position], self.share[s, position]
+        needed = np.ceil(np.maximum(states.residual - DEMAND_TOLERANCE, 0.0) / share - _ROUNDING)
+        cover = np.maximum(needed.astype(np.int64), self.minimum[s] - states.count)
+        high = np.minimum(np.minimum(cover, self.most[s, position]), self.maximum[s] - states.count)
+        high = np.where(states.types >= self.most_types, 0, high)
+        after = self._ratio_after(s, position)
+        discount = self.bonus[s, position] + self.bonus_after[s, position]
+        # Without an option after this one the rest must be served here; the filter of children sees to it.
+        open_end = np.isfinite(after)
+        after = np.where(open_end, after, 0.0)
+        slope = np.where(open_end, after * share - price, -price)
+        ground = states.value + after * np.maximum(states.residual - DEMAND_TOLERANCE, 0.0) - discount
+        spare = self._threshold()[s] - ground
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            step = np.floor(-spare / slope)
+        step = np.where(np.isfinite(step), step, 0.0)
+        few = (slope > 0) & (spare < 0)
+        low = np.where(few, np.minimum(step, high + 1.0), 0.0).astype(np.int64)
+        closed = ~open_end & ~self.may_stop_short[s] & (high == cover)
+        low = np.where(closed, np.maximum(high, 0), low)
+        many = (slope < 0) & np.isfinite(spare)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            most = np.floor(spare / np.where(many, -slope, 1.0)) + 1.0
+        high = np.where(many, np.clip(most, -1.0, high), high).astype(np.int64)
+        return low, high, slope, ground
+
+    def _ratio_after(self, s: IntArray, position: int) -> FloatArray:
+        """Least price of the whole demand served by options after `position`, or left unserved."""
+        after = self.ratio_after[s, position]
+        short = np.minimum(after, self.unserved_price[s])
+        price: FloatArray = np.where(self.may_stop_short[s], short, after)
+        return price
+
+    def _unserved(self, states: _States) -> FloatArray:
+        minimum = self.minimum[states.server]
+        short = np.where(minimum > 0, 1.0 - states.count / np.maximum(minimum, 1), 0.0)
+        return np.maximum(np.maximum(states.residual, short), 0.0)
+
+    def _keep_leaves(self, child: _States, taken: BoolArray) -> None:
+        """Note the complete plans among new ones."""
+        s = child.server
+        unserved = self._unserved(child)
+        allowed = np.where(
+            self.partial, unserved <= self.largest_unserved[s] + DEMAND_TOLERANCE, unserved == 0
+        )
+        complete = taken & allowed
+        worth = child.value + self.unserved_price[s] * unserved + self.unmet_price[s] * (unserved > 0)
+        np.minimum.at(self.best, s[complete], worth[complete])
+        kept = complete & (worth <= self._threshold()[s])
+        self.leaves.append(child.take(kept))
+
+    def _still_open(self, child: _States, position: int) -> tuple[_States, FloatArray]:
+        """Keep the plans that can still become good enough, with their bounds."""
+        s = child.server
+        unserved = self._unserved(child)
+        left = np.maximum(child.residual - DEMAND_TOLERANCE, 0.0)
+        missing = np.maximum(self.minimum[s] - child.count, 0)
+        with np.errstate(invalid="ignore"):
+            for_load = np.where(left > 0, self._ratio_after(s, position) * left, 0.0)
+            for_count = np.where(missing > 0, self.each_after[s, position] * missing, 0.0)
+        alternative = np.where(self.may_stop_short[s], self.unserved_price[s], np.inf)
+        with np.errstate(invalid="ignore"):
+            stop = np.where(missing > 0, alternative * missing / np.maximum(self.minimum[s], 1), 0.0)
+        for_count = np.minimum(for_count, stop)
+        bound = child.value + np.maximum(for_load, for_count) - self.bonus_after[s, position]
+        more = (unserved > 0) & (child.types < self.most_types) & (child.count < self.maximum[s])
+        kept = more & (bound <= self._threshold()[s])
+        return child.take(kept), bound[kept]
+
+    def _result(self, most_columns: int) -> Priced:
+        threshold = self._threshold()
+        lowest = np.minimum(np.minimum(self.best, threshold), self.dropped)
+        worths = [self._worth(leaf) for leaf in self.leaves]
+        inside = [w <= threshold[leaf.server] for w, leaf in zip(worths, self.leaves, strict=True)]
+        parts = [leaf.take(which) for leaf, which in zip(self.leaves, inside, strict=True)]
+        server = np.concatenate([part.server for part in parts])
+        worth = np.concatenate([w[which] for w, which in zip(worths, inside, strict=True)])
+        order = np.lexsort((worth, server))
+        rank = np.arange(len(order)) - np.searchsorted(server[order], server[order])
+        first_out = order[rank == most_columns]
+        np.minimum.at(threshold, server[first_out], worth[first_out])
+        order = order[rank < most_columns]
+        server = server[order]
+        replicas = np.concatenate([part.replicas for part in parts])[order]
+        unserved = np.concatenate([self._unserved(part) for part in parts])[order]
+        row, position = np.nonzero(replicas)
+        option = self.option[server[row], position]
+        number = replicas[row, position].astype(np.int64)
+        indptr = np.r_[0, np.cumsum(np.bincount(row, minlength=len(server)))]
+        problem = self.servers.problem
+        sparse = csr_matrix((number, option, indptr), shape=(len(server), len(problem.option_server)))
+        fixed = self.servers.leaving_per_h[self.which[server]] - np.bincount(
+            row, self.servers.keeping_per_h[option], minlength=len(server)
+        )
+        lower = np.full(self.servers.count, np.inf)
+        lower[self.which] = lowest
+        reach = np.full(self.servers.count, np.inf)
+        reach[self.which] = np.minimum(threshold, self.dropped)
+        return Priced(Columns(self.which[server], sparse, fixed, unserved), lower, reach)
+
+    def _worth(self, leaf: _States) -> FloatArray:
+        unserved = self._unserved(leaf)
+        s = leaf.server
+        worth: FloatArray = (
+            leaf.value + self.unserved_price[s] * unserved + self.unmet_price[s] * (unserved > 0)
+        )
+        return worth

@@ -1,0 +1,352 @@
+"""From an answer to what each variant is to have, and what is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from controller_tools import (
+    CLASSES,
+    MODEL,
+    NAMESPACE,
+    key,
+    law1,
+    nodes,
+    profile,
+    signal,
+    snapshot,
+    solved,
+    va,
+)
+
+from controller.actuate import Decision, Plan, apply, hold_all, plan, split
+from controller.analyze import Analysis, analyze
+from controller.crd import Hold, Variant, VariantKey, parse_variant
+from controller.errors import ClusterError, OptimizerError
+from controller.settings import Settings
+from controller.snapshot import Snapshot, Workload
+from controller.stability import Memory
+from solver import schema
+
+NOW = "2026-01-01T00:00:00Z"
+FREE = Settings(scale_down_window_s=0.0)
+
+
+def planned(seen: Snapshot, memory: Memory | None = None, now_s: float = 100.0) -> Plan:
+    """A pass with the real solver."""
+    analysis = analyze(seen, memory or Memory(), now_s)
+    return plan(analysis, solved(analysis.system) if analysis.system else None, seen, now_s)
+
+
+def decision(found: Plan, name: str = "vllm") -> Decision:
+    return next(d for d in found.decisions if d.variant.key.name == name)
+
+
+def reasons(of: Decision) -> dict[str, str]:
+    return {c.type: f"{c.status} {c.reason}" for c in of.status.conditions}
+
+
+@pytest.mark.parametrize(
+    ("rate_rpm", "tokens", "replicas"), [(40.0, 178.0, 2), (37.5, 279.0, 3), (1.33, 0.0, 1)]
+)
+def test_published_steps_of_the_reference(rate_rpm: float, tokens: float, replicas: int) -> None:
+    """The quickstart log: 2 replicas at 40 requests/min of 178 tokens, 3 at 37.5 of 279, 1 without tokens."""
+    seen = snapshot(
+        va(profiles=[profile("A100")]),
+        signals=(signal(rate_rpm, output_tokens=tokens, input_tokens=0.0),),
+        workloads={"vllm": Workload(1, 1)},
+    )
+    found = decision(planned(seen))
+    assert (found.current, found.desired, found.accelerator) == (1, replicas, "A100")
+    assert reasons(found) == {
+        "MetricsAvailable": "True MetricsFound",
+        "OptimizationReady": "True OptimizationSucceeded",
+        "TargetResolved": "True TargetFound",
+        "InventoryKnown": "True NodesRead",
+    }
+
+
+def two(h100: int, a100: int, rate_rpm: float, **spec: object) -> Snapshot:
+    return snapshot(
+        va("on-a100", label="A100", **spec),  # type: ignore[arg-type]
+        va("on-h100", label="H100"),
+        profiles=(law1("A100"), law1("H100")),
+        signals=(signal(rate_rpm),),
+        workloads={"on-a100": Workload(1, 1), "on-h100": Workload(1, 1)},
+        inventory=nodes(A100=a100, H100=h100),
+        settings=FREE,
+    )
+
+
+def test_two_variants_share_a_load_that_one_type_cannot_carry() -> None:
+    # One replica carries 25.3 requests/min; 120 need 5, and there are only 3 of the cheaper type.
+    found = planned(two(h100=3, a100=3, rate_rpm=120.0))
+    assert (decision(found, "on-a100").desired, decision(found, "on-h100").desired) == (3, 2)
+    assert "shared by 2 variants" in decision(found, "on-a100").why
+
+
+def test_maximum_of_a_variant_is_never_passed() -> None:
+    found = planned(two(h100=3, a100=8, rate_rpm=120.0, maxReplicas=2))
+    assert decision(found, "on-a100").desired == 2
+
+
+def test_minimum_of_a_variant_holds_whatever_the_answer_prefers() -> None:
+    seen = snapshot(
+        va("on-a100", label="A100"),
+        va("on-h100", label="H100", minReplicas=2),
+        profiles=(law1("A100"), law1("H100")),
+        signals=(signal(40.0),),
+        settings=FREE,
+    )
+    assert decision(planned(seen), "on-h100").desired == 2
+
+
+def test_lower_class_yields_when_gpus_are_short() -> None:
+    low = "granite-13b"
+    signals = (signal(70.0), signal(70.0, model=low))
+    both = (law1("A100"), law1("A100", low))
+    documents = (va("high"), va("low", model=low))
+    seen = snapshot(*documents, profiles=both, signals=signals, inventory=nodes(A100=4), settings=FREE)
+    found = planned(seen)
+
+    assert (decision(found, "high").desired, decision(found, "low").desired) == (3, 1)
+    assert reasons(decision(found, "low"))["OptimizationReady"] == "True DemandUnserved"
+    assert "of the demand is not served" in decision(found, "low").why
+
+
+def test_demand_that_replicas_cannot_serve_is_held_with_the_target_named() -> None:
+    tight = {"a.yaml": f"name: Tight\ndata:\n- {{model: {MODEL}, slo-tpot: 5}}\n"}
+    seen = snapshot(
+        va(profiles=[profile("A100")]),
+        signals=(signal(40.0),),
+        classes=tight,
+        workloads={"vllm": Workload(4, 4)},
+    )
+    found = decision(planned(seen))
+    assert (found.desired, found.held_reason) == (None, "TargetsUnreachable")
+    assert "A100" in found.why
+
+
+def test_server_absent_from_an_answer_keeps_what_it_runs() -> None:
+    """Theirs scales it to zero."""
+    seen = snapshot(
+        va(profiles=[profile("A100")]), signals=(signal(40.0),), workloads={"vllm": Workload(3, 3)}
+    )
+    analysis = analyze(seen, Memory(), 100.0)
+    assert analysis.system is not None
+    answer = solved(analysis.system).model_copy(update={"allocations": {}})
+    found = decision(plan(analysis, answer, seen, 100.0))
+    assert (found.desired, found.held_reason, found.changes) == (None, "NotInAnswer", False)
+
+
+def answered(seen: Snapshot, accelerator: str, replicas: int) -> tuple[Analysis, schema.Response]:
+    """A real answer with another allocation in it."""
+    analysis = analyze(seen, Memory(), 100.0)
+    assert analysis.system is not None
+    response = solved(analysis.system)
+    (name,) = response.allocations
+    other = response.allocations[name].model_copy(
+        update={"accelerator": accelerator, "num_replicas": replicas, "parts": None}
+    )
+    return analysis, response.model_copy(update={"allocations": {name: other}})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "replicas", "message"),
+    [
+        ("A100", 9, "takes 9 NVIDIA-A100-PCIE-80GB, there are 8"),
+        ("A100", -1, "-1 replicas"),
+        ("B200", 1, "on 'B200'"),
+    ],
+)
+def test_answer_that_cannot_be_acted_on_is_refused(accelerator: str, replicas: int, message: str) -> None:
+    seen = snapshot(va(profiles=[profile("A100")]), signals=(signal(40.0),))
+    analysis, response = answered(seen, accelerator, replicas)
+    with pytest.raises(OptimizerError, match=message):
+        plan(analysis, response, seen, 100.0)
+
+
+def test_answer_may_take_more_than_was_counted_when_gpus_are_unlimited() -> None:
+    seen = snapshot(
+        va(profiles=[profile("A100")]), signals=(signal(40.0),), settings=Settings(unlimited=True)
+    )
+    analysis, response = answered(seen, "A100", 99)
+    assert decision(plan(analysis, response, seen, 100.0)).desired == 99
+
+
+def test_scale_down_waits_for_the_window_and_its_annotation_wins() -> None:
+    annotations = {"inference.optimization/scale-down-window": "0s"}
+    five = {"vllm": Workload(5, 5)}
+    waiting = snapshot(va(profiles=[profile("A100")]), signals=(signal(40.0),), workloads=five)
+    found = decision(planned(waiting))
+    assert (found.recommended, found.desired) == (2, 5)
+    assert "2 wanted, 5 were within the last 300 s" in found.why
+
+    at_once = snapshot(
+        va(profiles=[profile("A100")], annotations=annotations), signals=(signal(40.0),), workloads=five
+    )
+    assert decision(planned(at_once)).desired == 2
+
+    annotations["inference.optimization/scale-down-window"] = "soon"
+    bad = snapshot(
+        va(profiles=[profile("A100")], annotations=annotations), signals=(signal(40.0),), workloads=five
+    )
+    assert decision(planned(bad)).desired == 5
+
+
+def test_scale_down_comes_once_the_window_is_over() -> None:
+    seen = snapshot(
+        va(profiles=[profile("A100")]), signals=(signal(40.0),), workloads={"vllm": Workload(5, 5)}
+    )
+    memory, desired = Memory(), []
+    for minute in range(7):
+        found = planned(seen, memory, 60.0 * minute)
+        memory = found.memory
+        desired.append(decision(found).desired)
+    assert desired == [5, 5, 5, 5, 5, 2, 2]
+
+
+def test_held_variant_keeps_its_memory_and_others_go_on() -> None:
+    documents = [va("a", profiles=[profile("A100")]), va("b", model="unlisted", profiles=[profile("A100")])]
+    found = planned(snapshot(*documents, signals=(signal(40.0),)))
+    assert decision(found, "a").desired == 2
+    assert decision(found, "b").held_reason == "ClassMissing"
+    assert set(found.memory.recommended) == {key("a")}
+
+
+def test_failed_pass_holds_everything_and_says_why() -> None:
+    """Theirs is silent when Prometheus is out."""
+    seen = snapshot(va("a"), va("b"))
+    memory = Memory()
+    found = hold_all(seen, memory, Hold("MetricsAvailable", "PrometheusError", "refused"))
+    assert found.memory is memory
+    assert [d.changes for d in found.decisions] == [False, False]
+    for held in found.decisions:
+        assert reasons(held) == {
+            "MetricsAvailable": "False PrometheusError",
+            "OptimizationReady": "False MetricsUnavailable",
+        }
+
+
+@pytest.mark.parametrize(
+    ("replicas", "limits", "running", "expected"),
+    [
+        (4, [(None, None), (None, None)], [1, 3], [1, 3]),
+        (6, [(None, None), (None, None)], [1, 3], [3, 3]),
+        (2, [(None, None), (None, None)], [1, 3], [1, 1]),
+        (5, [(0, 2), (1, None)], [0, 0], [2, 3]),
+        (9, [(0, 2), (0, 3)], [0, 0], [2, 3]),
+        (1, [(0, None), (1, None)], [5, 1], [0, 1]),
+        (0, [(None, None), (None, None)], [2, 2], [0, 0]),
+    ],
+)
+def test_variants_of_one_kind_share_replicas(
+    replicas: int, limits: list[tuple[int | None, int | None]], running: list[int], expected: list[int]
+) -> None:
+    variants = [
+        parse_variant(va(f"v{i}", **{"minReplicas": low, "maxReplicas": high}))
+        for i, (low, high) in enumerate(limits)
+    ]
+    workloads = {v.key: Workload(count, count) for v, count in zip(variants, running, strict=True)}
+    assert split(replicas, variants, workloads) == expected
+
+
+def test_free_variant_that_is_offered_several_kinds_is_held() -> None:
+    seen = snapshot(
+        va(label="", profiles=[profile("A100"), profile("H100")]), signals=(signal(40.0),), settings=FREE
+    )
+    analysis, response = answered(seen, "A100", 2)
+    (name,) = response.allocations
+    parts = [schema.AllocPart(accelerator=acc, num_replicas=1) for acc in ("A100", "H100")]
+    mixed = response.allocations[name].model_copy(update={"parts": parts})
+    response = response.model_copy(update={"allocations": {name: mixed}})
+    assert decision(plan(analysis, response, seen, 100.0)).held_reason == "MixedAnswer"
+
+
+# --- apply ---
+
+
+@dataclass
+class Cluster:
+    """A writer that remembers, and fails for the variants it is told to."""
+
+    failing: frozenset[VariantKey] = frozenset()
+    writes: list[tuple[str, VariantKey, object]] = field(default_factory=list)
+    published: list[tuple[Decision, ...]] = field(default_factory=list)
+
+    def _write(self, kind: str, variant: Variant, what: object) -> None:
+        if variant.key in self.failing:
+            raise ClusterError(f"{variant.key}: conflict")
+        self.writes.append((kind, variant.key, what))
+
+    def patch_status(self, variant: Variant, patch: dict[str, object]) -> None:
+        self._write("status", variant, patch)
+
+    def scale(self, variant: Variant, replicas: int) -> None:
+        self._write("scale", variant, replicas)
+
+    def record(self, variant: Variant, reason: str, message: str) -> None:
+        self._write("event", variant, message)
+
+    def publish(self, decisions: Sequence[Decision]) -> None:
+        self.published.append(tuple(decisions))
+
+
+def kinds(cluster: Cluster) -> list[str]:
+    return [kind for kind, _, _ in cluster.writes]
+
+
+def test_by_default_the_target_is_left_to_the_autoscaler() -> None:
+    cluster = Cluster()
+    found = planned(snapshot(va(profiles=[profile("A100")]), signals=(signal(40.0),)))
+    assert apply(found.decisions, cluster, cluster, NOW) == ()
+    assert kinds(cluster) == ["status", "event"]
+    assert cluster.published == [found.decisions]
+
+
+@pytest.mark.parametrize("how", ["setting", "annotation"])
+def test_the_controller_scales_where_asked_to(how: str) -> None:
+    annotations = {"inference.optimization/actuate": "scale"} if how == "annotation" else None
+    settings = Settings(actuate="scale") if how == "setting" else None
+    cluster = Cluster()
+    seen = snapshot(
+        va(profiles=[profile("A100")], annotations=annotations), signals=(signal(40.0),), settings=settings
+    )
+    apply(planned(seen).decisions, cluster, cluster, NOW)
+    assert cluster.writes[0] == ("scale", key(), 2)
+
+
+def test_quiet_pass_writes_nothing() -> None:
+    cluster = Cluster()
+    seen = snapshot(
+        va(profiles=[profile("A100")]), signals=(signal(40.0),), workloads={"vllm": Workload(2, 2)}
+    )
+    first = planned(seen)
+    apply(first.decisions, cluster, cluster, NOW)
+    ((_, _, patch),) = cluster.writes
+    assert isinstance(patch, dict)
+    after = replace(seen, variants=(parse_variant(va(profiles=[profile("A100")], status=patch["status"])),))
+
+    again = Cluster()
+    apply(planned(after, first.memory, 160.0).decisions, again, again, "2026-01-01T00:01:00Z")
+    assert again.writes == []
+
+
+def test_write_that_fails_costs_that_variant_alone() -> None:
+    cluster = Cluster(failing=frozenset({key("a")}))
+    documents = (
+        va("a", profiles=[profile("A100")]),
+        va("b", profiles=[profile("A100")], model="granite-13b"),
+    )
+    seen = snapshot(*documents, signals=(signal(40.0), signal(40.0, model="granite-13b")), classes=CLASSES)
+    failures = apply(planned(seen).decisions, cluster, cluster, NOW)
+    assert [(f.variant, f.message) for f in failures] == [(key("a"), f"{NAMESPACE}/a: conflict")]
+    assert kinds(cluster) == ["status", "event"]
+
+
+def test_event_is_recorded_once_for_a_decision() -> None:
+    """Until the autoscaler follows, later passes decide the same again: that is no news."""
+    cluster = Cluster()
+    told = {"desiredOptimizedAlloc": {"numReplicas": 2, "accelerator": "A100", "lastRunTime": NOW}}
+    seen = snapshot(va(profiles=[profile("A100")], status=told), signals=(signal(40.0),))
+    apply(planned(seen).decisions, cluster, cluster, NOW)
+    assert "event" not in kinds(cluster)

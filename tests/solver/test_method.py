@@ -1,0 +1,68 @@
+"""The method is picked by size, can be forced, and two answers are joined without claiming too much."""
+
+from dataclasses import replace
+
+import oracle
+import pytest
+
+from solver import backends
+from solver.check import score, violations
+from solver.method import Method, better, solve_by
+from solver.milp import SolveOptions, Termination
+from solver.problem import Policy
+from solver.solve import solve
+
+EXACT = SolveOptions(relative_gap=1e-9, time_limit_s=30.0)
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_every_method_finds_the_optimum(method: Method) -> None:
+    highs = backends.get("highs")
+    for seed in range(60):
+        problem = oracle.random_problem(seed)
+        found = solve_by(method, problem, highs, EXACT)
+        assert violations(problem, found.plan) == [], seed
+        assert score(problem, found.plan).levels == pytest.approx(
+            oracle.best(problem).values, rel=1e-5, abs=1e-5
+        ), seed
+
+
+def test_only_the_direct_method_keeps_a_program() -> None:
+    problem = oracle.two_by_two(Policy())
+    highs = backends.get("highs")
+    assert solve_by(Method.DECOMPOSE, problem, highs, EXACT).program is None
+    assert solve_by(Method.DECOMPOSE, problem, highs, EXACT, names=True).program is not None
+    assert solve_by(Method.AUTO, problem, highs, EXACT).program is not None
+
+
+def test_the_better_plan_and_the_higher_bound_are_joined() -> None:
+    problem = oracle.two_by_two(Policy())
+    best = solve(problem, backends.get("highs"), EXACT)
+    value = best.levels[-1].value
+    unproven = replace(
+        best,
+        levels=(
+            *best.levels[:-1],
+            replace(best.levels[-1], bound=value - 5, termination=Termination.TIME_LIMIT),
+        ),
+    )
+    joined = better(problem, unproven, best)
+    assert joined.levels[-1].bound == pytest.approx(value)
+    assert joined.termination is Termination.OPTIMAL
+
+
+def test_a_bound_counts_only_where_the_levels_before_agree() -> None:
+    problem = oracle.two_by_two(Policy())
+    best = solve(problem, backends.get("highs"), EXACT)
+    nothing = replace(best.plan, replicas=best.plan.replicas * 0)
+    worse = replace(
+        best,
+        plan=nothing,
+        levels=tuple(
+            replace(level, value=value, bound=value, termination=Termination.OPTIMAL)
+            for level, value in zip(best.levels, score(problem, nothing).levels, strict=True)
+        ),
+    )
+    joined = better(problem, worse, best)
+    assert (joined.plan.replicas == best.plan.replicas).all()
+    assert [level.bound for level in joined.levels[1:]] == [level.bound for level in best.levels[1:]]
