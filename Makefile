@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sizing.py
 	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/fleet.py --servers 27 100 --repeat 3
 
 # Errors of the models against the simulator; about five minutes.
 accuracy: $(READY)
