@@ -7,7 +7,8 @@ the least factor with which one type per server can serve everything (from the r
 or 0.7.
 
 Timed is everything from JSON bytes to JSON bytes, in process, with the method that is picked by itself;
-"warm" has seen the same candidates before. Quality of greedy and of plain HiGHS on the compact program is given as the cost relative to the exact method's bound, and as servers left unserved.
+"warm" has seen the same candidates before. Quality of greedy and of plain HiGHS on the compact program is
+given as the cost relative to the exact method's bound, and as servers left unserved.
 
     python benchmarks/fleet.py [--servers 27 100 1000 10000] [--repeat 5] [--write]
 """
@@ -192,11 +193,11 @@ def main() -> None:
 
 
 TITLE = "# Fleets: speed and quality\n"
-NOTES = """Seconds are wall clock, from JSON bytes to JSON bytes, one thread; stages are those of the cold run.
-`gap` is that of the cost level; `proven` says whether every level of the objective met the requested gap (0.1 % below 1000 servers,
-0.01 % from there on) within 10 s. Costs of greedy and of HiGHS on the compact program, with as much time for
-the solve as the exact method took, are relative to the exact method's lower bound; where they leave more
-servers unserved the costs do not compare."""
+NOTES = """Seconds are wall clock, from JSON bytes to JSON bytes, one thread; the stages are those of the cold
+run. `gap` is that of the cost level; `proven` says whether every level of the objective met the requested gap
+(0.1 % below 1000 servers, 0.01 % from there on) within 10 s. Costs of greedy and of HiGHS on the compact
+program, with as much time for the solve as the exact method took, are relative to the exact method's lower bound;
+where they leave more servers unserved the costs do not compare."""
 
 
 if __name__ == "__main__":
