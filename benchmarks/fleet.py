@@ -196,8 +196,8 @@ TITLE = "# Fleets: speed and quality\n"
 NOTES = """Seconds are wall clock, from JSON bytes to JSON bytes, one thread; the stages are those of the cold
 run. `gap` is that of the cost level; `proven` says whether every level of the objective met the requested gap
 (0.1 % below 1000 servers, 0.01 % from there on) within 10 s. Costs of greedy and of HiGHS on the compact
-program, with as much time for the solve as the exact method took, are relative to the exact method's lower bound;
-where they leave more servers unserved the costs do not compare."""
+program, with as much time for the solve as the exact method took, are relative to the exact method's lower
+bound; where they leave more servers unserved the costs do not compare."""
 
 
 if __name__ == "__main__":
