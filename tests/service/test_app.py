@@ -2,12 +2,13 @@
 
 import json
 import re
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
-from service_tools import metric, problems
+from service_tools import metric, problems, wait_until
 
 from solver.backends import listing
 from solver.example import example_system
@@ -193,14 +194,17 @@ def test_metrics_count_requests_and_say_how_good_the_latest_answer_is(service: h
     service.post("/optimize", content=changed("serverData.servers.0.model", "lama"))
     service.post("/nope")
     reply = service.post("/optimize", content=body)
-    assert metric(service, line) == before + 1
+    # Counted after the answer is sent.
+    wait_until(lambda: metric(service, line) == before + 1)
     assert metric(service, 'fleetopt_stage_seconds_count{stage="solve"}') == sums_before + 1
     assert metric(service, "fleetopt_gap_ratio") == reply.json()["report"]["gap"]
     assert metric(service, "fleetopt_unserved_servers") == len(reply.json()["report"]["unserved"])
     assert metric(service, "fleetopt_workers_ready") == 1
-    assert metric(service, "fleetopt_requests_in_flight") == 0
-    assert metric(service, 'fleetopt_requests_total{backend="",code="422",path="/optimize"}') >= 1
-    assert metric(service, 'fleetopt_requests_total{backend="",code="404",path="other"}') >= 1
+    wait_until(lambda: metric(service, "fleetopt_requests_in_flight") == 0)
+    wait_until(
+        lambda: metric(service, 'fleetopt_requests_total{backend="",code="422",path="/optimize"}') >= 1
+    )
+    wait_until(lambda: metric(service, 'fleetopt_requests_total{backend="",code="404",path="other"}') >= 1)
 
 
 def test_metrics_parse_in_both_formats(service: httpx.Client):
@@ -215,14 +219,20 @@ def test_metrics_parse_in_both_formats(service: httpx.Client):
     assert {"fleetopt_gap_ratio", "fleetopt_stage_seconds", "fleetopt_workers_lost"} <= names
 
 
+def lines_of(caplog: pytest.LogCaptureFixture, request_id: str) -> list[dict[str, Any]]:
+    fields = [getattr(r, "fields", {}) for r in caplog.records if r.name == "fleetopt"]
+    return [f for f in fields if f.get("request_id") == request_id]
+
+
 def test_a_request_has_one_log_line_and_the_id_its_client_gave(
     service: httpx.Client, sample: bytes, caplog: pytest.LogCaptureFixture
 ):
     with caplog.at_level("INFO", "fleetopt"):
         reply = service.post("/optimize", content=sample, headers={"x-request-id": "cycle-17"})
+        # The line is written after the answer is sent; lines about other requests may come between.
+        wait_until(lambda: bool(lines_of(caplog, "cycle-17")))
     assert reply.headers["x-request-id"] == "cycle-17"
-    (record,) = [r for r in caplog.records if r.name == "fleetopt"]
-    fields = record.fields
+    (fields,) = lines_of(caplog, "cycle-17")
     assert fields["request_id"] == "cycle-17"
     assert (fields["method"], fields["path"], fields["status"]) == ("POST", "/optimize", 200)
     assert (fields["backend"], fields["termination"], fields["unserved"]) == ("highs", "optimal", 0)
