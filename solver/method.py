@@ -71,7 +71,7 @@ def solve_by(
     if method is Method.DECOMPOSE:
         return decompose(problem, backend, options, now=now)
     end = now() + options.time_limit_s
-    # Where GPUs are short a small fleet's mixes are better left to the direct method; it gets half of the time.
+    # Where GPUs are short a small fleet is better left to the direct method, which gets half of the time.
     share = 0.5 if servers <= _CLOSABLE else 1.0
     try:
         part = replace(options, time_limit_s=share * options.time_limit_s)
