@@ -227,7 +227,7 @@ def create_app(settings: Settings, work: Work = REAL_WORK) -> FastAPI:
         )
         # Without an option the document may name any limit up to the largest.
         answered = await in_worker(request, query.time_limit or most_s, work.optimize, options, defaults)
-        metrics.observe_answer(answered.gap, answered.unserved, answered.seconds)
+        metrics.observe_answer(answered.backend, answered.gap, answered.unserved, answered.seconds)
         metrics.observe_curves(answered.curve_hits, answered.curve_misses)
         request.state.facts.update(
             backend=answered.backend,

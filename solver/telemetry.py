@@ -45,19 +45,21 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "fleetopt_stage_seconds",
-            "Seconds of an optimisation by stage.",
-            ["stage"],
+            "Seconds of an optimisation by stage and backend.",
+            ["stage", "backend"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.gap = Gauge(
             "fleetopt_gap_ratio",
-            "Relative gap between cost and bound of the latest optimisation; NaN where no bound is proven.",
+            "Relative gap of the latest optimisation by backend; NaN where no bound is proven.",
+            ["backend"],
             registry=self.registry,
         )
         self.unserved = Gauge(
             "fleetopt_unserved_servers",
-            "Servers not fully served in the latest optimisation.",
+            "Servers not fully served in the latest optimisation by backend.",
+            ["backend"],
             registry=self.registry,
         )
         self.in_flight = Gauge(
@@ -87,11 +89,15 @@ class Metrics:
         self.requests.labels(path, backend, str(status)).inc()
         self.request_seconds.labels(path).observe(seconds)
 
-    def observe_answer(self, gap: float | None, unserved: int, seconds: Mapping[str, float]) -> None:
+    def observe_answer(
+        self, backend: str, gap: float | None, unserved: int, seconds: Mapping[str, float]
+    ) -> None:
         """Count an optimisation.
 
         Parameters
         ----------
+        backend : str
+            That solved.
         gap : float or None
             Relative; None when nothing is proven.
         unserved : int
@@ -99,10 +105,10 @@ class Metrics:
         seconds : mapping
             By stage.
         """
-        self.gap.set(math.nan if gap is None else gap)
-        self.unserved.set(unserved)
+        self.gap.labels(backend).set(math.nan if gap is None else gap)
+        self.unserved.labels(backend).set(unserved)
         for stage, value in seconds.items():
-            self.stage_seconds.labels(stage).observe(value)
+            self.stage_seconds.labels(stage, backend).observe(value)
 
     def observe_curves(self, hits: int, misses: int) -> None:
         """Count candidates whose sizing was remembered, and that had to be sized."""

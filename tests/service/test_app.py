@@ -189,16 +189,21 @@ def test_every_reference_of_the_description_leads_somewhere(service: httpx.Clien
 def test_metrics_count_requests_and_say_how_good_the_latest_answer_is(service: httpx.Client):
     line = 'fleetopt_requests_total{backend="highs",code="200",path="/optimize"}'
     before = metric(service, line)
-    sums_before = metric(service, 'fleetopt_stage_seconds_count{stage="solve"}')
+    sums_before = metric(service, 'fleetopt_stage_seconds_count{backend="highs",stage="solve"}')
     body = changed("capacityData.count", [{"type": "A100", "count": 32}, {"type": "H100", "count": 0}])
     service.post("/optimize", content=changed("serverData.servers.0.model", "lama"))
     service.post("/nope")
     reply = service.post("/optimize", content=body)
     # Counted after the answer is sent.
     wait_until(lambda: metric(service, line) == before + 1)
-    assert metric(service, 'fleetopt_stage_seconds_count{stage="solve"}') == sums_before + 1
-    assert metric(service, "fleetopt_gap_ratio") == reply.json()["report"]["gap"]
-    assert metric(service, "fleetopt_unserved_servers") == len(reply.json()["report"]["unserved"])
+    assert metric(service, 'fleetopt_stage_seconds_count{backend="highs",stage="solve"}') == sums_before + 1
+    text = service.get("/metrics").text
+    assert 'fleetopt_gap_ratio{backend="highs"} ' in text
+    assert 'fleetopt_unserved_servers{backend="highs"} ' in text
+    assert metric(service, 'fleetopt_gap_ratio{backend="highs"}') == reply.json()["report"]["gap"]
+    assert metric(service, 'fleetopt_unserved_servers{backend="highs"}') == len(
+        reply.json()["report"]["unserved"]
+    )
     assert metric(service, "fleetopt_workers_ready") == 1
     wait_until(lambda: metric(service, "fleetopt_requests_in_flight") == 0)
     wait_until(
