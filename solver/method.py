@@ -7,10 +7,15 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from solver.backends.greedy import greedy
 from solver.check import score
 from solver.decompose import decompose
 from solver.errors import SolverError
 from solver.milp import Termination
+from solver.problem import NO_LIMIT, Inventory, Plan
+from solver.reduce import keep
 from solver.solve import LevelResult, Solved, solve
 
 if TYPE_CHECKING:
@@ -64,6 +69,18 @@ def solve_by(
     SolverError
         As `solve` and `decompose`.
     """
+    return completed(problem, _solve(method, problem, backend, options, names=names, now=now))
+
+
+def _solve(
+    method: Method,
+    problem: AllocationProblem,
+    backend: Backend,
+    options: SolveOptions,
+    *,
+    names: bool,
+    now: Callable[[], float],
+) -> Solved:
     servers = len(problem.servers)
     small = servers < (_ONE_TYPE_FROM if problem.policy.max_types == 1 else _MIX_FROM)
     if names or method is Method.DIRECT or (method is Method.AUTO and small):
@@ -83,6 +100,32 @@ def solve_by(
     if found.termination is Termination.OPTIMAL or servers > _CLOSABLE or left_s < 0.1 * options.time_limit_s:
         return found
     return better(problem, found, solve(problem, backend, replace(options, time_limit_s=left_s), now=now))
+
+
+def completed(problem: AllocationProblem, solved: Solved) -> Solved:
+    """Give servers that an unproven answer leaves with nothing what is left of the GPUs.
+
+    Where the time ended at an important level, the plan may not have come to the others. What the baseline
+    still finds room for worsens no level of service. Types known node by node are left as they are.
+    """
+    if solved.termination is Termination.OPTIMAL:
+        return solved
+    plan, stock = solved.plan, problem.inventory.gpus
+    idle = np.flatnonzero((problem.per_server(plan.replicas) == 0)[problem.option_server])
+    left = np.where(stock == NO_LIMIT, NO_LIMIT, stock - problem.cards(plan))
+    left[[nodes is not None for nodes in problem.inventory.nodes]] = 0
+    rest = replace(keep(problem, idle), inventory=Inventory(left, (None,) * len(left)))
+    replicas = plan.replicas.copy()
+    replicas[idle] += greedy(rest).replicas
+    filled = Plan(replicas)
+    worth = score(problem, filled).levels
+    if worth >= score(problem, plan).levels:
+        return solved
+    levels = (
+        replace(level, value=value, bound=min(level.bound, value))
+        for level, value in zip(solved.levels, worth, strict=True)
+    )
+    return replace(solved, plan=filled, levels=tuple(levels))
 
 
 def better(problem: AllocationProblem, one: Solved, other: Solved) -> Solved:

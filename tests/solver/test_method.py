@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import oracle
 import pytest
 
 from solver import backends
 from solver.check import score, violations
-from solver.method import Method, better, solve_by
+from solver.method import Method, better, completed, solve_by
 from solver.milp import SolveOptions, Termination
-from solver.problem import Policy
+from solver.problem import Inventory, Policy
 from solver.solve import solve
 
 EXACT = SolveOptions(relative_gap=1e-9, time_limit_s=30.0)
@@ -49,6 +50,31 @@ def test_the_better_plan_and_the_higher_bound_are_joined() -> None:
     joined = better(problem, unproven, best)
     assert joined.levels[-1].bound == pytest.approx(value)
     assert joined.termination is Termination.OPTIMAL
+
+
+def test_an_answer_that_ran_out_of_time_is_completed_with_what_is_left() -> None:
+    problem = oracle.two_by_two(Policy())
+    best = solve(problem, backends.get("highs"), EXACT)
+    stopped = tuple(replace(level, termination=Termination.TIME_LIMIT) for level in best.levels)
+    empty = replace(best, plan=replace(best.plan, replicas=best.plan.replicas * 0), levels=stopped)
+    answer = completed(problem, empty)
+    assert violations(problem, answer.plan) == []
+    assert answer.levels[0].value == answer.levels[1].value == 0.0
+    assert all(level.bound <= level.value for level in answer.levels)
+    # A server that has its plan keeps it, and what is proven stays as it is.
+    half = replace(empty, plan=replace(best.plan, replicas=np.array([4, 0, 0, 0])))
+    assert completed(problem, half).plan.replicas[0] == 4
+    assert completed(problem, best) is best
+
+
+def test_what_does_not_fit_is_not_added() -> None:
+    problem = replace(oracle.two_by_two(Policy()), inventory=Inventory(np.array([3, 2]), (None, (2,))))
+    best = solve(problem, backends.get("highs"), EXACT)
+    stopped = tuple(replace(level, termination=Termination.TIME_LIMIT) for level in best.levels)
+    empty = replace(best, plan=replace(best.plan, replicas=best.plan.replicas * 0), levels=stopped)
+    answer = completed(problem, empty)
+    assert violations(problem, answer.plan) == []
+    assert answer.plan.replicas.tolist() == [0, 0, 3, 0]
 
 
 def test_a_bound_counts_only_where_the_levels_before_agree() -> None:
