@@ -7,6 +7,7 @@ input's money unit per hour.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,6 +96,17 @@ class Fleet:
     gpu_type: IntArray
     gpus: IntArray
     cost_per_h: FloatArray
+
+    @cached_property
+    def _pair(self) -> IntArray:
+        """Server and accelerator of each candidate as one rising number."""
+        return self.server * max(len(self.accelerators), 1) + self.accelerator
+
+    def candidate(self, server: int, accelerator: int) -> int | None:
+        """Return the first candidate of a server on an accelerator; None where there is no profile."""
+        pair = server * max(len(self.accelerators), 1) + accelerator
+        k = int(np.searchsorted(self._pair, pair))
+        return k if k < len(self._pair) and self._pair[k] == pair else None
 
     @property
     def options(self) -> IntArray:
@@ -438,10 +450,6 @@ def _current(fleet: Fleet) -> list[tuple[int, int, int, float]]:
     A cost that the document leaves out is that of the replicas at today's price.
     """
     index = {name: i for i, name in enumerate(fleet.accelerators)}
-    price = {
-        (int(s), int(a)): float(c)
-        for s, a, c in zip(fleet.server, fleet.accelerator, fleet.cost_per_h, strict=True)
-    }
     found = []
     for s, server in enumerate(fleet.wire):
         alloc = server.current_alloc
@@ -449,7 +457,9 @@ def _current(fleet: Fleet) -> list[tuple[int, int, int, float]]:
         for part in running:
             if part.accelerator:
                 a = index[part.accelerator]
-                cost = part.cost_cents_per_h or part.num_replicas * price.get((s, a), 0.0)
+                k = fleet.candidate(s, a)
+                today = 0.0 if k is None else part.num_replicas * float(fleet.cost_per_h[k])
+                cost = part.cost_cents_per_h or today
                 found.append((s, a, part.num_replicas, cost))
     return found
 
@@ -461,15 +471,11 @@ def held_gpus(fleet: Fleet) -> IntArray:
     """
     has_option = np.zeros(len(fleet.wire), dtype=bool)
     has_option[fleet.server[fleet.options]] = True
-    cards = {
-        (int(s), int(a)): (int(t), int(g))
-        for s, a, t, g in zip(fleet.server, fleet.accelerator, fleet.gpu_type, fleet.gpus, strict=True)
-    }
     held = np.zeros(len(fleet.gpu_types), dtype=np.int64)
     for s, a, replicas, _ in _current(fleet):
-        if not has_option[s] and needs_something(fleet, s) and (s, a) in cards:
-            gpu_type, gpus = cards[s, a]
-            held[gpu_type] += replicas * gpus
+        k = fleet.candidate(s, a)
+        if k is not None and not has_option[s] and needs_something(fleet, s):
+            held[fleet.gpu_type[k]] += replicas * fleet.gpus[k]
     return held
 
 

@@ -204,7 +204,6 @@ class _Frame:
     per_unit: IntArray  # (J,) replicas a unit of the column stands for
     upper: IntArray  # (J,) most units
     unserved: IntArray  # column u[s] of each kept server
-    serve_all: bool
     named: bool
 
     def names(self, stem: str, servers: IntArray) -> tuple[str, ...]:
@@ -293,7 +292,7 @@ def _columns(
     unserved = builder.add_columns(
         0.0, share, integer=binary, names=tuple(f"u[{problem.servers[s]}]" for s in servers) if names else ()
     )
-    return _Frame(problem, servers, server_of_option, options, per_unit, upper, unserved, serve_all, names)
+    return _Frame(problem, servers, server_of_option, options, per_unit, upper, unserved, names)
 
 
 def _assignment_rows(builder: _Builder, frame: _Frame) -> None:

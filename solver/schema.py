@@ -715,7 +715,7 @@ class Report(Wire):
         default_factory=list, description="the lexicographic objective, most important level first"
     )
     seconds: dict[str, float] = Field(
-        default_factory=dict, description="time by stage: parse, size, formulate, solve, explain, total, s"
+        default_factory=dict, description="time by stage: parse, size, solve, explain, total, s"
     )
     unserved: list[Unserved] = Field(default_factory=list, description="servers whose demand is not met")
     inventory: list[InventoryUse] = Field(default_factory=list, description="GPUs by type")
