@@ -97,7 +97,7 @@ def _replicas(fleet: Fleet) -> IntArray:
     load = np.zeros(len(able))
     np.divide(fleet.arrival_rps[fleet.server], fleet.capacity_rps, out=load, where=able)
     needed = np.ceil(load * (1.0 - DEMAND_TOLERANCE)).astype(np.int64)
-    minimum = np.array([s.min_num_replicas for s in fleet.wire], dtype=np.int64)[fleet.server]
+    minimum = np.array([s.least_replicas for s in fleet.wire], dtype=np.int64)[fleet.server]
     return np.where(able, np.maximum(needed, minimum), 0)
 
 

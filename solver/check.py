@@ -160,17 +160,26 @@ def _server_violations(problem: AllocationProblem, plan: Plan) -> list[str]:
     }
     types = Counter(s for s, _ in pairs)
     batches = np.bincount(problem.option_server[used], minlength=count)
-    limit = problem.policy.max_types
     total = problem.per_server(plan.replicas)
     share = served_share(problem, plan)
+    anyway = np.zeros(count, dtype=np.int64)
+    for limit in problem.limits:
+        here = (problem.option_server == limit.server) & (problem.option_accelerator == limit.accelerator)
+        replicas = int(plan.replicas[here].sum())
+        anyway[limit.server] += limit.least
+        where = f"{problem.servers[limit.server]} on {problem.accelerators[limit.accelerator]}"
+        if replicas > limit.most:
+            found.append(f"{where}: {replicas} replicas, at most {limit.most} allowed")
+        if replicas < limit.least:
+            found.append(f"{where}: {replicas} replicas, at least {limit.least} wanted")
     for s, name in enumerate(problem.servers):
-        if limit is not None and types[s] > limit:
-            found.append(f"{name}: {types[s]} accelerators, at most {limit} allowed")
+        if types[s] > problem.max_types[s]:
+            found.append(f"{name}: {types[s]} accelerators, at most {problem.max_types[s]} allowed")
         if batches[s] > types[s]:
             found.append(f"{name}: two batch limits on one accelerator")
         if problem.max_replicas[s] != NO_LIMIT and total[s] > problem.max_replicas[s]:
             found.append(f"{name}: {int(total[s])} replicas, at most {problem.max_replicas[s]} allowed")
-        if not problem.policy.partial and total[s] > 0 and share[s] < 1:
+        if not problem.policy.partial and total[s] > anyway[s] and share[s] < 1:
             found.append(f"{name}: {share[s]:.6f} of its demand served, all or nothing allowed")
     return found
 

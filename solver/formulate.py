@@ -24,7 +24,7 @@ from solver.problem import DEMAND_TOLERANCE, NO_LIMIT, Level, LevelKind, Plan, l
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
-    from solver.problem import AllocationProblem, Policy
+    from solver.problem import AllocationProblem
 
     # Row within a block, column and value of each entry.
     _Entries = tuple[IntArray, IntArray, FloatArray | float]
@@ -139,12 +139,17 @@ class _Builder:
     rows: int = 0
 
     def add_columns(
-        self, lower: float, upper: FloatArray | IntArray, *, integer: bool, names: tuple[str, ...] = ()
+        self,
+        lower: float | IntArray,
+        upper: FloatArray | IntArray,
+        *,
+        integer: bool,
+        names: tuple[str, ...] = (),
     ) -> IntArray:
         """Add one column for each entry of `upper`; return their indices."""
         count = len(upper)
         first = self.columns
-        self.lower.append(np.full(count, lower))
+        self.lower.append(np.full(count, lower, dtype=np.float64))
         self.upper.append(np.asarray(upper, dtype=np.float64))
         self.integer.append(np.full(count, integer))
         self.column_names += names
@@ -211,9 +216,10 @@ class _Frame:
         return tuple(f"{stem}[{self.problem.servers[s]}]" for s in servers) if self.named else ()
 
 
-def is_whole(policy: Policy, *, serve_all: bool) -> bool:
-    """Whether the program of this policy has the whole shape."""
-    return policy.max_types == 1 and (serve_all or not policy.partial)
+def is_whole(problem: AllocationProblem, *, serve_all: bool) -> bool:
+    """Whether the program of this problem has the whole shape."""
+    policy = problem.policy
+    return policy.max_types == 1 and (serve_all or not policy.partial) and not problem.limits
 
 
 def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = False) -> Formulation:
@@ -229,7 +235,7 @@ def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = Fals
         Name columns and rows, for a model file.
     """
     policy = problem.policy
-    whole = is_whole(policy, serve_all=serve_all)
+    whole = is_whole(problem, serve_all=serve_all)
     builder = _Builder()
     frame = _columns(builder, problem, whole=whole, serve_all=serve_all, names=names)
     if whole:
@@ -267,11 +273,11 @@ def _columns(
 ) -> _Frame:
     """Add ``n[j]`` in 0..bound, or ``y[j]`` in {0, 1}; ``u[s]`` in [0, 1]: unserved share.
 
-    The bound of ``n[j]`` is the smallest of: replicas that serve the server alone, the server's maximum,
-    and what the inventory holds.
+    The bound of ``n[j]`` is the smallest of: replicas that serve the server alone, the maximum on the
+    accelerator, and what the inventory holds. ``n[j]`` is at least what runs there anyway.
     """
     needed = problem.replicas_needed
-    maximum = problem.max_replicas[problem.option_server]
+    maximum = problem.most
     stock = problem.inventory.gpus[problem.gpu_type]
     most = np.minimum(np.minimum(needed, maximum), np.where(stock == NO_LIMIT, needed, stock // problem.gpus))
     per_unit = needed if whole else np.ones_like(needed)
@@ -285,7 +291,7 @@ def _columns(
                 problem.option_server, problem.option_accelerator, problem.option_batch, strict=True
             )
         )
-    options = builder.add_columns(0.0, upper, integer=True, names=option_names)
+    options = builder.add_columns(problem.least, upper, integer=True, names=option_names)
     share = np.full(len(servers), 0.0 if serve_all else 1.0)
     # With whole columns y, u = 1 - sum y is integral by itself.
     binary = not whole and not problem.policy.partial and not serve_all
@@ -367,12 +373,12 @@ def _maximum_rows(builder: _Builder, frame: _Frame) -> None:
 
 
 def _type_limit_rows(builder: _Builder, frame: _Frame) -> None:
-    """``n[j] <= bound[j] used[j]`` and ``sum_j used[j] <= maxTypesPerServer``, where that can bind."""
-    limit = frame.problem.policy.max_types
-    if limit is None:
-        return
+    """``n[j] <= bound[j] used[j]`` and ``sum_j used[j] <= maxTypes[s]``, where that can bind."""
+    limit = frame.problem.max_types[frame.servers]
     options_of_server = np.bincount(frame.server_of_option, minlength=len(frame.servers))
     tight = options_of_server > limit
+    if not tight.any():
+        return
     mine = np.flatnonzero(tight[frame.server_of_option])
     names = frame.names("used", frame.problem.option_server[mine])
     used = builder.add_columns(0.0, np.ones(len(mine)), integer=True, names=names)
@@ -388,23 +394,24 @@ def _type_limit_rows(builder: _Builder, frame: _Frame) -> None:
     builder.add_rows(
         [(position[frame.server_of_option[mine]], used, 1.0)],
         -np.inf,
-        float(limit),
+        limit[tight].astype(np.float64),
         int(tight.sum()),
         frame.names("types", frame.servers[tight]),
     )
 
 
 def _all_or_nothing_rows(builder: _Builder, frame: _Frame) -> None:
-    """``sum_j n[j] <= U[s] (1 - u[s])`` with binary u and U the sum of the bounds."""
+    """``sum_j (n[j] - least[j]) <= U[s] (1 - u[s])`` with binary u and U the sum of the bounds."""
     count = len(frame.servers)
-    most = np.bincount(frame.server_of_option, frame.upper, minlength=count).astype(np.float64)
+    least = np.bincount(frame.server_of_option, frame.problem.least, minlength=count)
+    most = np.bincount(frame.server_of_option, frame.upper, minlength=count) - least
     builder.add_rows(
         [
             (frame.server_of_option, frame.option_column, 1.0),
             (np.arange(count), frame.unserved, most),
         ],
         -np.inf,
-        most,
+        most + least,
         count,
         frame.names("allOrNothing", frame.servers),
     )

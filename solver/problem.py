@@ -76,6 +76,25 @@ class Inventory:
 
 
 @dataclass(frozen=True)
+class ReplicaLimit:
+    """Limits of the replicas of one server on one accelerator.
+
+    Attributes
+    ----------
+    server, accelerator : int
+    least : int
+        Replicas that run in every plan, whatever the demand; the inventory holds those of all limits together.
+    most : int
+        `NO_LIMIT` where there is no maximum.
+    """
+
+    server: int
+    accelerator: int
+    least: int = 0
+    most: int = NO_LIMIT
+
+
+@dataclass(frozen=True)
 class AllocationProblem:
     """What to decide.
 
@@ -107,6 +126,10 @@ class AllocationProblem:
         What it costs now.
     inventory : Inventory
     policy : Policy
+    limits : tuple of ReplicaLimit
+        At most one for each (server, accelerator), each with an option.
+    own_max_types : tuple of (int, int)
+        Servers with a maximum of accelerators of their own, which holds beside the policy's: (server, most).
     """
 
     servers: tuple[str, ...]
@@ -129,6 +152,40 @@ class AllocationProblem:
     current_cost_per_h: FloatArray
     inventory: Inventory
     policy: Policy
+    limits: tuple[ReplicaLimit, ...] = ()
+    own_max_types: tuple[tuple[int, int], ...] = ()
+
+    @cached_property
+    def max_types(self) -> IntArray:
+        """Most accelerators that each server may use, `NO_LIMIT` where any number, shape (S,)."""
+        shared = NO_LIMIT if self.policy.max_types is None else self.policy.max_types
+        result = np.full(len(self.servers), shared, dtype=np.int64)
+        for server, most in self.own_max_types:
+            result[server] = min(shared, most)
+        return result
+
+    @cached_property
+    def least(self) -> IntArray:
+        """Replicas that run anyway on the accelerator of each option, shape (J,)."""
+        result = np.zeros(len(self.option_server), dtype=np.int64)
+        for limit in self.limits:
+            result[self._options_under(limit)] = limit.least
+        return result
+
+    @cached_property
+    def most(self) -> IntArray:
+        """Most replicas on the accelerator of each option, the server's maximum included, shape (J,)."""
+        result = self.max_replicas[self.option_server].copy()
+        for limit in self.limits:
+            mine = self._options_under(limit)
+            result[mine] = np.minimum(result[mine], limit.most)
+        return result
+
+    def _options_under(self, limit: ReplicaLimit) -> BoolArray:
+        result: BoolArray = (self.option_server == limit.server) & (
+            self.option_accelerator == limit.accelerator
+        )
+        return result
 
     @cached_property
     def replicas_needed(self) -> IntArray:
@@ -136,7 +193,7 @@ class AllocationProblem:
         with np.errstate(invalid="ignore"):
             share = self.arrival_rps[self.option_server] / self.capacity_rps
         for_load = np.ceil(share * (1.0 - DEMAND_TOLERANCE)).astype(np.int64)
-        return np.maximum(for_load, self.min_replicas[self.option_server])
+        return np.maximum(np.maximum(for_load, self.min_replicas[self.option_server]), self.least)
 
     @cached_property
     def option_is_current(self) -> BoolArray:

@@ -21,8 +21,9 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
     """Options that another option of the same server and GPU type replaces at no loss, shape (J,).
 
     Replica by replica: option i dominates j when it has no less capacity, no more GPUs and no more cost per
-    replica, and j is on no current accelerator, or on the same one as i. Of equal options the one with the
-    smaller index, so the smaller batch limit, stays.
+    replica, and j is on no current accelerator, or on the same one as i. Options on an accelerator with limits of
+    replicas compare with those on the same one only. Of equal options the one with the smaller index, so the
+    smaller batch limit, stays.
 
     Parameters
     ----------
@@ -39,7 +40,9 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
         # Both keys are ordered between two current accelerators only where they are the same one.
         current, accelerator = problem.option_is_current, problem.option_accelerator + 1.0
         keeps = (np.where(current, accelerator, np.inf), np.where(current, -accelerator, np.inf))
-        keys = (-problem.capacity_rps, problem.gpus.astype(np.float64), problem.cost_per_h, *keeps)
+        limited = (problem.least > 0) | (problem.most < problem.max_replicas[problem.option_server])
+        alone = (np.where(limited, accelerator, 0.0), np.where(limited, -accelerator, 0.0))
+        keys = (-problem.capacity_rps, problem.gpus.astype(np.float64), problem.cost_per_h, *keeps, *alone)
     return _not_smallest(problem.option_server * max(len(problem.gpu_types), 1) + problem.gpu_type, keys)
 
 

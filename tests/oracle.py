@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solver.limits import granted
 from solver.packing import fits
 from solver.problem import (
     NO_LIMIT,
@@ -19,6 +20,7 @@ from solver.problem import (
     Inventory,
     Plan,
     Policy,
+    ReplicaLimit,
     SaturationPolicy,
 )
 
@@ -74,12 +76,16 @@ def _choices(problem: AllocationProblem, s: int) -> list[_Choice]:
     ranges = []
     for j in options:
         most = max(int(np.ceil(demand / problem.capacity_rps[j])) if demand > 0 else 0, int(minimum))
-        ranges.append(range(min(most, int(maximum)) + 1))
+        own = [x for x in problem.limits if (x.server, x.accelerator) == (s, problem.option_accelerator[j])]
+        least = own[0].least if own else 0
+        ranges.append(range(least, max(least, min(most, int(maximum), own[0].most if own else most)) + 1))
     result = []
     for replicas in itertools.product(*ranges):
         used = [(j, n) for j, n in zip(options, replicas, strict=True) if n]
         accelerators = {int(problem.option_accelerator[j]) for j, _ in used}
         if problem.policy.max_types is not None and len(accelerators) > problem.policy.max_types:
+            continue
+        if len(accelerators) > dict(problem.own_max_types).get(s, len(accelerators)):
             continue
         if len(used) > len(accelerators) or sum(replicas) > maximum:
             continue
@@ -90,7 +96,8 @@ def _choices(problem: AllocationProblem, s: int) -> list[_Choice]:
             share = min(share, sum(replicas) / minimum)
         if share > 1 - 1e-9:
             share = 1.0
-        if problem.policy.saturation is SaturationPolicy.NONE and sum(replicas) > 0 and share < 1:
+        anyway = sum(limit.least for limit in problem.limits if limit.server == s)
+        if problem.policy.saturation is SaturationPolicy.NONE and sum(replicas) > anyway and share < 1:
             continue
         cost = sum(problem.cost_per_h[j] * n for j, n in used)
         cost += factor * sum(c for a, c in current.items() if a not in accelerators)
@@ -213,6 +220,24 @@ def random_problem(seed: int) -> AllocationProblem:
             switching_factor=float(rng.choice([0.0, 0.1])),
         ),
     )
+
+
+def limited(problem: AllocationProblem, seed: int) -> AllocationProblem:
+    """`problem` with random limits of replicas on accelerators, and of the accelerators of a server."""
+    rng = np.random.default_rng(seed)
+    most_types = problem.policy.max_types or len(problem.accelerators)
+    wanted: list[ReplicaLimit] = []
+    for s, a in zip(problem.option_server.tolist(), problem.option_accelerator.tolist(), strict=True):
+        mine = [limit for limit in wanted if limit.server == s]
+        room = int(problem.max_replicas[s]) - sum(limit.least for limit in mine)
+        may_keep = sum(limit.least > 0 for limit in mine) < most_types
+        least = min(int(rng.choice([0, 0, 1, 2])), room) if may_keep else 0
+        most = least + int(rng.integers(0, 3)) if rng.random() < 0.4 else NO_LIMIT
+        if least or most != NO_LIMIT:
+            wanted.append(ReplicaLimit(s, a, least, most))
+    keeps = np.bincount([limit.server for limit in wanted if limit.least], minlength=len(problem.servers))
+    own = tuple((s, max(int(keeps[s]), 1)) for s in range(len(problem.servers)) if rng.random() < 0.4)
+    return replace(problem, limits=granted(problem, wanted), own_max_types=own)
 
 
 def two_by_two(policy: Policy) -> AllocationProblem:

@@ -16,7 +16,7 @@ import numpy as np
 
 from solver.check import cost_alone_per_h
 from solver.packing import is_chain
-from solver.problem import Plan, SaturationPolicy
+from solver.problem import DEMAND_TOLERANCE, Plan, SaturationPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,22 +27,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One way to serve a server: replicas that serve it alone, and what they cost with the switch."""
+    """One way to serve a server: replicas beside those that run anyway, and what it costs with the switch.
+
+    `replicas` serve the rest of the demand, `most` are allowed.
+    """
 
     option: int
     value: float
     replicas: int
+    most: int
     gpu_type: int
     gpus: int
 
 
 @dataclass(frozen=True)
 class _Server:
-    """A server and its candidates, cheapest first; `most` is its maximum of replicas."""
+    """A server and its candidates, cheapest first."""
 
     index: int
     priority: int
-    most: int
     candidates: tuple[_Candidate, ...]
 
     def turn(self, at: int) -> tuple[int, float, float, int, int]:
@@ -78,12 +81,12 @@ class _Stock:
                 too_many = middle
         return fitting
 
-    def take(self, candidate: _Candidate, replicas: int) -> None:
-        """Hand out replicas that `room` found to fit."""
-        self._free[candidate.gpu_type] -= replicas * candidate.gpus
-        nodes = self._on_nodes[candidate.gpu_type]
+    def take(self, gpu_type: int, gpus: int, replicas: int) -> None:
+        """Hand out replicas of so many cards that `room` found to fit."""
+        self._free[gpu_type] -= replicas * gpus
+        nodes = self._on_nodes[gpu_type]
         if nodes is not None:
-            nodes.placed[candidate.gpus] += replicas
+            nodes.placed[gpus] += replicas
 
 
 class _Nodes:
@@ -125,48 +128,70 @@ def greedy(problem: AllocationProblem) -> Plan:
         A plan without violations (see `solver.check`), one accelerator a server even where a mix is allowed.
     """
     stock = _Stock(problem)
-    replicas = np.zeros(len(problem.option_server), dtype=np.int64)
-    servers = _servers(problem)
+    chosen = _options(problem)
+    anyway = np.zeros(len(problem.option_server), dtype=np.int64)
+    anyway[chosen] = problem.least[chosen]
+    servers = _servers(problem, chosen, anyway)
+    for option in np.flatnonzero(anyway).tolist():
+        stock.take(int(problem.gpu_type[option]), int(problem.gpus[option]), int(anyway[option]))
+    more = np.zeros(len(anyway), dtype=np.int64)
     if problem.policy.delayed_best_effort:
         rounds = [servers]
     else:
         rounds = [list(group) for _, group in groupby(servers, key=lambda server: server.priority)]
     for group in rounds:
-        unserved = _serve_in_full(group, stock, replicas)
-        _serve_in_part(unserved, stock, replicas, problem.policy.saturation)
-    return Plan(replicas)
+        unserved = _serve_in_full(group, stock, more)
+        _serve_in_part(unserved, stock, more, problem.policy.saturation)
+    return Plan(anyway + more)
 
 
-def _servers(problem: AllocationProblem) -> list[_Server]:
-    """Servers that need something and have an option, by priority and name.
-
-    A candidate is an accelerator; of its batch limits the cheapest counts, then the smallest.
-    """
+def _options(problem: AllocationProblem) -> IntArray:
+    """Return one option for each server and accelerator: the cheapest, then that of the smallest batch limit."""
     value = cost_alone_per_h(problem)
     server, accelerator = problem.option_server, problem.option_accelerator
     by_accelerator = np.lexsort((problem.option_batch, value, accelerator, server))
     pair = np.stack((server, accelerator))[:, by_accelerator]
     first = np.ones(len(by_accelerator), dtype=bool)
     first[1:] = (pair[:, 1:] != pair[:, :-1]).any(axis=0)
-    chosen = by_accelerator[first]
+    return by_accelerator[first]
+
+
+def _servers(problem: AllocationProblem, chosen: IntArray, anyway: IntArray) -> list[_Server]:
+    """Servers that need something and have an option, by priority and name; a candidate is an accelerator."""
+    value = cost_alone_per_h(problem)
+    server, accelerator = problem.option_server, problem.option_accelerator
     chosen = chosen[~problem.needs_nothing[server[chosen]]]
     chosen = chosen[np.lexsort((accelerator[chosen], value[chosen], server[chosen]))]
+    needed, most = _beside(problem, anyway)
+    runs_on = problem.per_server(anyway > 0)
 
     candidates: dict[int, list[_Candidate]] = {}
     for option in chosen.tolist():
+        if not anyway[option] and runs_on[server[option]] >= problem.max_types[server[option]]:
+            continue
         candidate = _Candidate(
             option=option,
             value=float(value[option]),
-            replicas=int(problem.replicas_needed[option]),
+            replicas=int(needed[option]),
+            most=int(most[option]),
             gpu_type=int(problem.gpu_type[option]),
             gpus=int(problem.gpus[option]),
         )
         candidates.setdefault(int(server[option]), []).append(candidate)
-    servers = [
-        _Server(index, int(problem.priority[index]), int(problem.max_replicas[index]), tuple(own))
-        for index, own in candidates.items()
-    ]
+    servers = [_Server(index, int(problem.priority[index]), tuple(own)) for index, own in candidates.items()]
     return sorted(servers, key=lambda entry: (entry.priority, entry.index))
+
+
+def _beside(problem: AllocationProblem, anyway: IntArray) -> tuple[IntArray, IntArray]:
+    """Replicas that each option needs beside those that run anyway, and may have, each of shape (J,)."""
+    server = problem.option_server
+    capacity_rps = np.where(np.isfinite(problem.capacity_rps), problem.capacity_rps, 0.0)
+    rest_rps = np.maximum(problem.arrival_rps - problem.per_server(capacity_rps * anyway), 0.0)
+    there = problem.per_server(anyway).astype(np.int64)
+    for_load = np.ceil(rest_rps[server] / problem.capacity_rps * (1.0 - DEMAND_TOLERANCE)).astype(np.int64)
+    needed = np.maximum(for_load, (problem.min_replicas - there)[server])
+    most = np.minimum((problem.max_replicas - there)[server], problem.most - anyway)
+    return np.maximum(needed, 0), np.maximum(most, 0)
 
 
 def _serve_in_full(servers: Iterable[_Server], stock: _Stock, replicas: IntArray) -> list[_Server]:
@@ -183,8 +208,8 @@ def _serve_in_full(servers: Iterable[_Server], stock: _Stock, replicas: IntArray
         server = by_index[index]
         candidate = server.candidates[at]
         wanted = candidate.replicas
-        if wanted <= server.most and stock.room(candidate, wanted) == wanted:
-            stock.take(candidate, wanted)
+        if wanted <= candidate.most and stock.room(candidate, wanted) == wanted:
+            stock.take(candidate.gpu_type, candidate.gpus, wanted)
             replicas[candidate.option] = wanted
         elif at + 1 < len(server.candidates):
             heappush(queue, server.turn(at + 1))
@@ -209,16 +234,16 @@ def _serve_in_part(
 
 def _in_turns(servers: Iterable[_Server], stock: _Stock, replicas: IntArray) -> None:
     """One replica each, again and again; a server stays with the first candidate that had room."""
-    turns: deque[tuple[_Server, _Candidate | None]] = deque((s, None) for s in servers if s.most > 0)
+    turns: deque[tuple[_Server, _Candidate | None]] = deque((server, None) for server in servers)
     while turns:
         server, candidate = turns.popleft()
         choices = (candidate,) if candidate else server.candidates
-        candidate = next((choice for choice in choices if stock.room(choice, 1)), None)
+        candidate = next((c for c in choices if min(c.replicas, c.most) > 0 and stock.room(c, 1)), None)
         if candidate is None:
             continue
-        stock.take(candidate, 1)
+        stock.take(candidate.gpu_type, candidate.gpus, 1)
         replicas[candidate.option] += 1
-        if replicas[candidate.option] < min(candidate.replicas, server.most):
+        if replicas[candidate.option] < min(candidate.replicas, candidate.most):
             turns.append((server, candidate))
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from solver import schema
 from solver.convert import held_gpus, size_fleet, to_allocations, to_problem
-from solver.problem import NO_LIMIT, AllocationProblem, Plan, SaturationPolicy
+from solver.errors import InputError
+from solver.limits import limit_warnings
+from solver.problem import NO_LIMIT, AllocationProblem, Plan, ReplicaLimit, SaturationPolicy
 
 
 def system(**optimizer: object) -> dict[str, Any]:
@@ -216,3 +218,58 @@ def test_latencies_of_a_partial_answer_are_those_of_the_load_it_carries() -> Non
     # One replica at its capacity, at the limit of a target, not at 30 requests/s.
     assert partial.itl_average_ms <= 30.0 * 1.001
     assert partial.ttft_average_ms <= 800.0 * 1.001
+
+
+def with_limits(*limits: dict[str, Any], **server_fields: object) -> dict[str, Any]:
+    document = system(heterogeneous=True)
+    server(document, "z").update({"replicaLimits": list(limits), **server_fields})
+    return document
+
+
+def test_limits_of_replicas_on_an_accelerator() -> None:
+    problem = problem_of(with_limits({"accelerator": "A100", "min": 2, "max": 5}, maxTypes=1))
+    assert problem.limits == (ReplicaLimit(server=1, accelerator=1, least=2, most=5),)
+    assert problem.own_max_types == ((1, 1),)
+    assert problem.max_types.tolist() == [NO_LIMIT, 1]
+    assert (problem.least.tolist(), problem.most.tolist()) == ([0, 2], [NO_LIMIT, 5])
+    assert problem.min_replicas.tolist() == [1, 2]
+
+
+def test_minima_are_cut_to_the_gpus_in_the_order_of_classes() -> None:
+    document = with_limits({"accelerator": "A100", "min": 4})
+    document["capacityData"] = {"nodes": [{"name": "x", "type": "ampere", "count": 8}]}
+    server(document, "b")["replicaLimits"] = [{"accelerator": "4xA100", "min": 1}]
+    problem = problem_of(document)
+    assert [limit.least for limit in problem.limits] == [1, 2]
+    parsed = schema.parse_system(document)
+    fleet = size_fleet(parsed.system)
+    assert limit_warnings(fleet, problem) == ["z: 4 replicas on A100 are wanted, the GPUs left hold 2"]
+
+
+def test_minimum_on_an_accelerator_that_meets_no_target_is_said() -> None:
+    document = with_limits({"accelerator": "4xA100", "min": 1})
+    problem = problem_of(document)
+    assert problem.limits == ()
+    fleet = size_fleet(schema.parse_system(document).system)
+    assert limit_warnings(fleet, problem) == [
+        "z: 1 replicas on 4xA100 are wanted, but none meets the targets there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "fields", "message"),
+    [
+        ([{"accelerator": "A100", "min": 3, "max": 2}], {}, "at most 2, the max"),
+        ([{"accelerator": "A100", "min": 3}], {"maxNumReplicas": 2}, "at most 2, the maxNumReplicas"),
+        (
+            [{"accelerator": "A100", "min": 1}, {"accelerator": "4xA100", "min": 1}],
+            {"maxTypes": 1},
+            "on at most 1 accelerators, the maxTypes",
+        ),
+        ([{"accelerator": "A10"}], {}, "the name of an accelerator"),
+        ([{"accelerator": "A100"}, {"accelerator": "A100"}], {}, "a server and accelerator of its own"),
+    ],
+)
+def test_limits_that_cannot_hold(limits: list[dict[str, Any]], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        schema.parse_system(with_limits(*limits, **fields))

@@ -5,6 +5,7 @@ import oracle
 import pytest
 
 from solver import backends
+from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.milp import SolveOptions, Termination
 from solver.solve import prefer_small_batches, solve
@@ -26,6 +27,22 @@ def test_backend_finds_the_brute_force_optimum(backend: str) -> None:
         assert score(problem, plan).levels == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
         for found, value in zip(solved.levels, best.values, strict=True):
             assert found.bound <= value + 1e-5 * max(1, abs(value)), seed
+
+
+def test_limits_of_replicas_and_types_against_brute_force() -> None:
+    binding = 0
+    for seed in range(300):
+        free = oracle.random_problem(seed)
+        problem = oracle.limited(free, seed)
+        best = oracle.best(problem)
+        solved = solve(problem, backends.get("highs"), SolveOptions(relative_gap=1e-9))
+        plan = prefer_small_batches(problem, solved.plan)
+        assert violations(problem, plan) == [], seed
+        assert score(problem, plan).levels == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
+        assert violations(problem, greedy(problem)) == [], seed
+        assert score(problem, greedy(problem)).levels >= tuple(v - 1e-5 for v in best.values), seed
+        binding += best.values != oracle.best(free).values
+    assert binding > 100
 
 
 def test_oracle_and_check_agree_on_what_a_plan_is_worth() -> None:

@@ -71,11 +71,11 @@ def test_integer_program_is_the_one_on_paper() -> None:
 
 
 def test_shapes() -> None:
-    assert is_whole(Policy(), serve_all=False)
-    assert not is_whole(Policy(max_types=2), serve_all=True)
+    assert is_whole(two_by_two(Policy()), serve_all=False)
+    assert not is_whole(two_by_two(Policy(max_types=2)), serve_all=True)
     partial = Policy(saturation=SaturationPolicy.ROUND_ROBIN)
-    assert is_whole(partial, serve_all=True)
-    assert not is_whole(partial, serve_all=False)
+    assert is_whole(two_by_two(partial), serve_all=True)
+    assert not is_whole(two_by_two(partial), serve_all=False)
 
 
 def test_names_cover_every_column_and_row() -> None:
