@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 LOWEST_SHARE = 0.001
 HIGHEST_SHARE = 0.999
 
+# States that are looked at for the lowest rate: each is less likely than the one before by about that share,
+# so those beyond do not change the last bit.
+LOWEST_STATES = 32
+
 # With a throughput target a replica takes at most this share of its highest rate, as in the reference.
 THROUGHPUT_SHARE = 0.9
 
@@ -42,8 +46,8 @@ ROOT_TOLERANCE = 1e-9
 RATE_TOLERANCE = 1e-6
 SECANT_STEPS = 30
 
-# States (candidates x batch limit) that are in memory at once: 8 MiB of float64.
-GROUP_STATES = 1 << 20
+# States (candidates x batch limit) that are in memory at once: 32 MiB of float64.
+GROUP_STATES = 1 << 22
 
 
 class Limit(IntEnum):
@@ -183,7 +187,8 @@ def _size_group(law: Law, candidates: Candidates) -> Sizing:
     share = np.where(candidates.throughput_target, THROUGHPUT_SHARE * HIGHEST_SHARE, HIGHEST_SHARE)
     high = share * queue.full_rate_rps
     low = np.minimum(LOWEST_SHARE / service_time_s(law, candidates, np.ones(1))[:, 0], high)
-    lowest, highest = queue.solve(low), queue.solve(high)
+    near_idle = queue.first_states(LOWEST_STATES) if (low < high).all() else queue
+    lowest, highest = near_idle.solve(low), queue.solve(high)
     excess_low, excess_high = _excess(law, candidates, lowest), _excess(law, candidates, highest)
     at_lowest = _metrics(law, candidates, lowest, low)
     worst_low, worst_high = excess_low.max(axis=0), excess_high.max(axis=0)

@@ -142,10 +142,9 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     if len(cut):
         column = c.take(cut).take((slice(None), np.newaxis))
         chunks = prefill_chunks(column, batch)
-        time_s = (chunks + column.out_tokens) * (
-            column.alpha_s + experts_s(column, batch) + batch * work_per_iteration_s(column, chunks)
-        )
-        service_s[cut] = time_s
+        work_s = prefill_work_s(column, chunks) + decode_work_s(column)
+        service_s[cut] = (chunks + column.out_tokens) * (column.alpha_s + experts_s(column, batch))
+        service_s[cut] += batch * work_s
     return service_s
 
 
@@ -263,11 +262,16 @@ def experts_s(candidates: Candidates, batch: FloatArray) -> FloatArray:
 def work_per_iteration_s(candidates: Candidates, chunks: FloatArray) -> FloatArray:
     """Return the time d that one request adds to each of its c + b iterations (law 3).
 
-    d = (prefill work + decode work) / (c + b), decode work = beta b + gamma b (a + (b + 1) / 2).
+    d = (prefill work + decode work) / (c + b), see `prefill_work_s` and `decode_work_s`.
     """
     c = candidates
-    decode_s = c.out_tokens * (c.beta_s + c.gamma_s * (c.in_tokens + (c.out_tokens + 1.0) / 2.0))
-    return (prefill_work_s(c, chunks) + decode_s) / (chunks + c.out_tokens)
+    return (prefill_work_s(c, chunks) + decode_work_s(c)) / (chunks + c.out_tokens)
+
+
+def decode_work_s(candidates: Candidates) -> FloatArray:
+    """Return the time that one request's own decode adds (law 3): beta b + gamma b (a + (b + 1) / 2)."""
+    c = candidates
+    return c.out_tokens * (c.beta_s + c.gamma_s * (c.in_tokens + (c.out_tokens + 1.0) / 2.0))
 
 
 def _affine(base_s: FloatArray, slope_s: FloatArray, batch: FloatArray) -> FloatArray:

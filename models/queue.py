@@ -16,7 +16,7 @@ Kleinrock, Queueing Systems, Volume 1 (1975), chapter 3 (birth-death chains).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +32,7 @@ SMALLEST = 1e-100
 
 # Weights below exp() of this times the anchor are as good as none.
 LOWEST_EXPONENT = -700.0
-ANCHOR_STRIDE = 16
+ANCHOR_STRIDE = 64
 
 # Elements of a block's matrix, 0.5 MiB of float64: it and a copy fit a core's cache.
 BLOCK_ELEMENTS = 65_536
@@ -147,7 +147,7 @@ class State:
 
 @dataclass(frozen=True)
 class Block:
-    """The states 0..N-1 of servers with a similar N.
+    """The states 1..N-1 of servers with a similar N.
 
     Attributes
     ----------
@@ -156,41 +156,45 @@ class Block:
     members : (m,) int
         Their rows in `log_weight`, which is not copied when servers drop out.
     log_weight : (M, W) float
-        log(p(n) / p(0)) at lambda = mu(N) for n = 0..W-1; -inf from n = N on.
+        log(p(n) / p(0)) at lambda = mu(N) for n = 1..W; -inf from n = N on.
+    sparse : (M, ceil(W / ANCHOR_STRIDE)) float
+        Every `ANCHOR_STRIDE`-th column of `log_weight`, side by side in memory.
     """
 
     rows: IntArray
     members: IntArray
     log_weight: FloatArray
+    sparse: FloatArray
 
-    def sums(self, log_load: FloatArray, log_floor: FloatArray) -> FloatArray:
-        """Sum up the weights p(n) / p(0), n = 0..N-1.
+    def sums(self, log_load: FloatArray, log_floor: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Sum up the weights p(n) / p(0), n = 1..N-1.
 
         Parameters
         ----------
         log_load : (m,) float
             log(lambda / mu(N)).
         log_floor : (m,) float
-            Logarithm of a weight outside the block; the anchor is at least that.
+            Logarithm of the largest weight outside the block; the anchor is at least that.
 
         Returns
         -------
-        (3, m) float
-            The anchor, which is the logarithm of about the largest weight, and divided by exp(anchor) the sum
-            of the weights and the sum of n x weight.
+        anchor : (m,) float
+            Logarithm of about the largest weight.
+        sums : (2, m) float
+            The sum of the weights and the sum of n x weight, both divided by exp(anchor).
         """
-        count = np.arange(float(self.log_weight.shape[1]))
+        count = np.arange(1.0, self.log_weight.shape[1] + 1.0)
         # From one state to the next a weight changes by lambda / mu(n), far too little for the largest one to
         # hide from exp()'s range between the states looked at here.
         sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE]
-        sparse += self.log_weight[self.members, ::ANCHOR_STRIDE]
+        sparse += self.sparse[self.members]
         anchor = np.maximum(sparse.max(axis=1), log_floor)
-        basis = np.stack((np.ones_like(count), count))
-        weight = np.stack((-anchor, log_load), axis=1) @ basis
+        basis = np.array((np.ones_like(count), count))
+        weight = np.array((-anchor, log_load)).T @ basis
         weight += self.log_weight[self.members]
         np.maximum(weight, LOWEST_EXPONENT, out=weight)  # exp() is slow where it underflows
         np.exp(weight, out=weight)
-        return np.vstack((anchor, basis @ weight.T))
+        return anchor, basis @ weight.T
 
 
 @dataclass(frozen=True)
@@ -242,15 +246,15 @@ class BatchQueue:
             ratio = service_s(rows, count)
             last = max_batch[rows] - 1
             full_rate_rps[rows] = max_batch[rows] / ratio[np.arange(len(rows)), last]
-            # log(mu(N) / mu(n)), summed over 1..n; the last term of a row is log 1.
+            # log(mu(N) / mu(n)), summed over 1..n; at n = N the term is log 1.
             ratio *= full_rate_rps[rows, np.newaxis]
             ratio /= count
             np.log(ratio, out=ratio)
-            log_weight = np.zeros((len(rows), width))
-            np.cumsum(ratio[:, :-1], axis=1, out=log_weight[:, 1:])
+            log_weight = np.cumsum(ratio, axis=1, out=ratio)
             log_full[rows] = log_weight[np.arange(len(rows)), last]
-            log_weight[:, 1:][count[:-1] > last[:, np.newaxis]] = -np.inf
-            blocks.append(Block(rows, np.arange(len(rows)), log_weight))
+            log_weight[count > last[:, np.newaxis]] = -np.inf
+            sparse = np.ascontiguousarray(log_weight[:, ::ANCHOR_STRIDE])
+            blocks.append(Block(rows, np.arange(len(rows)), log_weight, sparse))
         return cls(
             max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(blocks)
         )
@@ -264,7 +268,7 @@ class BatchQueue:
             rows = position[block.rows]
             kept = np.flatnonzero(rows >= 0)
             if len(kept):
-                blocks.append(Block(rows[kept], block.members[kept], block.log_weight))
+                blocks.append(Block(rows[kept], block.members[kept], block.log_weight, block.sparse))
         return BatchQueue(
             self.max_batch[index],
             self.max_queue[index],
@@ -272,6 +276,14 @@ class BatchQueue:
             self.log_full[index],
             tuple(blocks),
         )
+
+    def first_states(self, count: int) -> BatchQueue:
+        """Return the same servers with the states from `count` + 1 to N - 1 left out.
+
+        A very low rate does not reach them. `count` is at most `ANCHOR_STRIDE`.
+        """
+        blocks = (Block(b.rows, b.members, b.log_weight[:, :count], b.sparse[:, :1]) for b in self.blocks)
+        return replace(self, blocks=tuple(blocks))
 
     def solve(self, arrival_rps: FloatArray) -> State:
         """Stationary state at an arrival rate.
@@ -287,18 +299,20 @@ class BatchQueue:
         log_full = self.log_full + self.max_batch * log_load
         log_room, place = _waiting_room(self.max_queue, log_load)
         log_waiting, log_lost = log_full + log_room, log_full + self.max_queue * log_load
-        log_floor = np.maximum(log_waiting, log_lost)
-        sums = np.empty((3, len(load)))
+        # That of an empty server is log 1.
+        log_floor = np.maximum(np.maximum(log_waiting, log_lost), 0.0)
+        anchor, sums = np.empty(len(load)), np.empty((2, len(load)))
         for block in self.blocks:
-            sums[:, block.rows] = block.sums(log_load[block.rows], log_floor[block.rows])
-        anchor, below, moment = sums
+            rows = block.rows
+            anchor[rows], sums[:, rows] = block.sums(log_load[rows], log_floor[rows])
+        idle, (busy, moment) = np.exp(-anchor), sums
         waiting, lost = np.exp(log_waiting - anchor), np.exp(log_lost - anchor)
-        entering = below + waiting
+        entering = idle + busy + waiting
         total = entering + lost
         in_service = moment + self.max_batch * (waiting + lost)
         waiting_probability = waiting / entering
         return State(
-            idle_probability=np.exp(-anchor) / total,
+            idle_probability=idle / total,
             loss_probability=lost / total,
             accepted=entering / total,
             occupancy=in_service / total,

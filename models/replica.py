@@ -385,8 +385,10 @@ class _Replica:
     def _begin(self) -> None:
         """Compose the next iteration, and take as many equal ones with it as possible."""
         self.start_s = self.end_s
-        preempted = self._make_room()
-        prompt_tokens, kv_read_tokens = self._prefill(admit=not preempted)
+        preempted = not self.unlimited and self._make_room()
+        prompt_tokens = kv_read_tokens = 0
+        if self.waiting or self.partial is not None:
+            prompt_tokens, kv_read_tokens = self._prefill(admit=not preempted)
         decoding = len(self.decoding)
         if decoding == 0 and prompt_tokens == 0:
             self.end_s, self.count, self.can_admit = inf, 0, False
@@ -411,7 +413,8 @@ class _Replica:
         """Do what happens at the end of the block of iterations."""
         if self.count == 0:
             return
-        self.free_blocks -= self._blocks_for(self.count)
+        if not self.unlimited:
+            self.free_blocks -= self._blocks_for(self.count)
         self.step += self.count
         step, now_s, log = self.step, self.end_s, self.log
         completing = self.completing

@@ -166,6 +166,11 @@ def _add_optimize(commands: _Commands) -> None:
     parser = _add(commands, "optimize", _optimize, "Solve a system and show the allocation.")
     parser.add_argument("file", metavar="FILE", help="system JSON; - for standard input")
     _add_solve_options(parser)
+    parser.add_argument(
+        "--verify",
+        choices=("simulation",),
+        help="simulate what is chosen, cut what misses its targets, and solve again until all hold",
+    )
     _add_output(parser)
     parser.add_argument(
         "--write-model", type=Path, metavar="FILE", help="also write the program solved, as .lp or .mps"
@@ -181,7 +186,9 @@ def _optimize(args: argparse.Namespace) -> int:
 
     explain = args.explain if args.explain is not None else args.output == "json"
     method = Method(args.method or Method.AUTO)
-    options = RequestOptions(args.backend, args.time_limit, args.gap, args.strict, explain, method)
+    options = RequestOptions(
+        args.backend, args.time_limit, args.gap, args.strict, explain, method, args.verify
+    )
     settings = read_settings(os.environ, {})
     defaults = Defaults(settings.backend, settings.time_limit_s)
     with _elapsed(sys.stderr, "solving"):

@@ -6,7 +6,7 @@ input's money unit per hour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from models.memory import largest_batch
 from solver import schema
 from solver.check import carried_rps
 from solver.curves import Curves
+from solver.headroom import with_headroom
+from solver.limits import granted, wanted_limits
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Fleet:
     loaded : (S,) bool
         Servers with load.
     arrival_rps : (S,) float
-        Demand; 0 without load.
+        Demand with its headroom; 0 without load.
     candidates : Candidates
         What the models see, one row a candidate.
     detail : moments.Detail
@@ -111,7 +113,7 @@ class Fleet:
     @property
     def options(self) -> IntArray:
         """Candidates that are options of the program, rising indices."""
-        minimum = np.array([s.min_num_replicas for s in self.wire], dtype=np.int64)
+        minimum = np.array([s.least_replicas for s in self.wire], dtype=np.int64)
         wanting = self.loaded | (minimum > 0)
         able = self.fits & (self.capacity_rps > 0)
         return np.flatnonzero(self.allowed & able & wanting[self.server])
@@ -242,7 +244,8 @@ def size_fleet(system: schema.System, curves: Curves | None = None) -> Fleet:
     capacity_rps = np.where(loaded[server], capacity_rps, np.inf)
 
     demand_tokens = np.where(out_tokens > 0, out_tokens, 1.0)
-    arrival_rps = np.where(tps > 0, tps / demand_tokens, arrival_rpm / S_PER_MIN) * loaded
+    mean_rps = np.where(tps > 0, tps / demand_tokens, arrival_rpm / S_PER_MIN) * loaded
+    arrival_rps = with_headroom(system, wire, mean_rps)
     return Fleet(
         wire=wire,
         accelerators=accelerators,
@@ -412,12 +415,12 @@ def to_problem(system: schema.System, fleet: Fleet) -> AllocationProblem:
     options = fleet.options
     priority = {c.name: c.priority for c in system.service_class_data.service_classes}
     current = _current(fleet)
-    return AllocationProblem(
+    problem = AllocationProblem(
         servers=tuple(s.name for s in fleet.wire),
         accelerators=fleet.accelerators,
         gpu_types=fleet.gpu_types,
         arrival_rps=fleet.arrival_rps,
-        min_replicas=np.array([s.min_num_replicas for s in fleet.wire], dtype=np.int64),
+        min_replicas=np.array([s.least_replicas for s in fleet.wire], dtype=np.int64),
         max_replicas=np.array(
             [NO_LIMIT if s.max_num_replicas is None else s.max_num_replicas for s in fleet.wire],
             dtype=np.int64,
@@ -441,7 +444,11 @@ def to_problem(system: schema.System, fleet: Fleet) -> AllocationProblem:
             delayed_best_effort=optimizer.delayed_best_effort,
             switching_factor=optimizer.switching_penalty,
         ),
+        own_max_types=tuple(
+            (index, s.max_types) for index, s in enumerate(fleet.wire) if s.max_types is not None
+        ),
     )
+    return replace(problem, limits=granted(problem, wanted_limits(fleet)))
 
 
 def _current(fleet: Fleet) -> list[tuple[int, int, int, float]]:
@@ -481,7 +488,7 @@ def held_gpus(fleet: Fleet) -> IntArray:
 
 def needs_something(fleet: Fleet, server: int) -> bool:
     """Whether a server has load or a minimum of replicas."""
-    return bool(fleet.loaded[server]) or fleet.wire[server].min_num_replicas > 0
+    return bool(fleet.loaded[server]) or fleet.wire[server].least_replicas > 0
 
 
 def _inventory(system: schema.System, fleet: Fleet) -> Inventory:

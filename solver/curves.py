@@ -10,6 +10,7 @@ import numpy as np
 
 from models import capacity, moments
 from models.capacity import Sizing
+from solver.simulators import Findings
 
 if TYPE_CHECKING:
     from models.laws import Candidates
@@ -29,6 +30,8 @@ class Curves:
     ----------
     hits, misses : int
         Candidates that were remembered, and that had to be sized, since it was made.
+    findings : Findings
+        What was simulated to verify answers.
     """
 
     def __init__(self, most: int = MOST_ENTRIES) -> None:
@@ -36,6 +39,7 @@ class Curves:
         self.misses = 0
         self._most = most
         self._known: dict[bytes, tuple[float, ...]] = {}
+        self.findings = Findings()
 
     def size(self, candidates: Candidates, detail: moments.Detail, by_moments: BoolArray) -> Sizing:
         """Size candidates: by the law on moments where `by_moments`, by the reference's laws elsewhere."""

@@ -37,7 +37,8 @@ from solver.check import score, violations
 from solver.errors import SolverError
 from solver.milp import Milp, SolveOptions, Termination
 from solver.packing import is_chain
-from solver.pricing import Columns, Prices, Servers, mixtures, single_type
+from solver.prices import Listed, ascend
+from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
 from solver.problem import NO_LIMIT, LevelKind, Plan, levels
 from solver.reduce import dominated, keep
 from solver.solve import GpuValue, LevelResult, Solved, solve
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
 # Most rounds of columns; prices seldom need more than four.
 _MOST_ROUNDS = 12
 
-# Rounds of mixes before the first restricted master.
-_MIX_ROUNDS = 2
-
 # Share of the time limit that the search for prices leaves to the search for plans.
 _TIME_FOR_PLANS = 0.4
 
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
+
+# Fleets of at most so many servers: where many columns are within the gap, and it may be closed.
+_CLOSABLE = 300
 
 # A plan so many times further from the bound than asked for is near enough to close the gap at once.
 _WORTH_CLOSING = 8.0
@@ -88,14 +89,8 @@ _CLOSING_SLACK = 10.0
 _MASTER_COLUMNS = 2_000
 _MASTER_COLUMNS_EACH = 0.3
 
-# Smoothing of the bound, relative to the mean worth of a column: with no prices yet, near good prices, and
-# where it ends; Newton steps at each, and the relative excess or lack of a limit that is good enough.
-_COLD, _WARM, _SHARPEST = 0.05, 0.003, 1e-5
-_NEWTON_STEPS = 20
-# Columns that take part: those within so many times the smoothing, and those that so small a relative change
-# of prices makes best.
-_NO_WEIGHT, _PRICE_CHANGE = 20.0, 0.03
-_BALANCED = 1e-4
+# Smoothing of the bound where the search for prices starts: with no prices yet, and near good ones.
+_COLD, _WARM = 0.05, 0.003
 
 # A round that changes neither the bound nor the master by more, relatively, is the last.
 _SMALL_STEP = 1e-7
@@ -331,9 +326,11 @@ class _Search:
     version: str = ""
     pool: Columns = field(init=False)
     incumbent: Columns = field(init=False)
+    basis: Columns = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool = single_type(self.servers)
+        self.basis = self.pool.take(np.zeros(0, dtype=np.int64))
 
     @cached_property
     def servers(self) -> Servers:
@@ -379,7 +376,8 @@ class _Search:
                 return _Found(plan, tuple(results), self._value(priced, None))
         if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
             return None
-        return self._by_level(defer=True) or self._by_level(defer=False)
+        found_by_level = self._by_level(defer=True) if priced is None else None
+        return found_by_level or self._by_level(defer=False)
 
     def _floor(self, level: Level) -> float:
         """Least value of a service level, each server at the least unserved share it can have."""
@@ -410,8 +408,8 @@ class _Search:
     def _by_level(self, *, defer: bool) -> _Found | None:
         """Solve the levels in their order.
 
-        With `defer`, a level whose relaxation reaches the least that any plan can have is taken to reach it
-        and left to the plan of a later level; None where no such plan was found.
+        With `defer`, a level is taken to reach the least that any plan can have unless prices prove the
+        opposite, and is left to the plan of a later level; None where no such plan was found.
         """
         least = self.servers.least_unserved
         largest = np.ones(len(least))
@@ -420,39 +418,40 @@ class _Search:
         zero = np.zeros(len(least))
         bounds: list[float] = []
         first_short: _Priced | None = None
-        deferred = False
+        deferred = served = False
         for level in self.levels[:-1]:
             weight = np.where(level.servers, self.problem.weight, 0.0)
             active |= level.servers
             by_share = level.kind is LevelKind.UNSERVED
             unserved, unmet = (weight, zero) if by_share else (zero, weight)
-            floor = self._floor(level)
+            bounds.append(self._floor(level))
             if not (level.servers & (largest > least)).any():
-                bounds.append(floor)
                 continue
             most = float(self._most_cost_per_h[active].sum())
             money = self._money_room / most if most > 0 else 0.0
             stage = _Stage(unserved, unmet, money, held, largest, active.copy())
+            best = np.where(level.servers & (by_share | (least == 0)), least, largest)
+            if defer and not self._impossible(replace(stage, largest_unserved=best)):
+                deferred, largest = True, best
+                continue
             priced = self._converge(stage)
-            bounds.append(floor)
-            if priced is not None and priced.short <= _HOLD_TOLERANCE:
-                if defer and priced.worth <= floor + _HOLD_TOLERANCE:
-                    deferred = True
-                    best = level.servers & (by_share | (least == 0))
-                    largest = np.where(best, least, largest)
-                    continue
-                first_short = first_short or priced
-            found, bound = (False, floor) if priced is None else self._serve(stage, priced, len(bounds) - 1)
-            if deferred and not found:
+            found, bound = (
+                (False, bounds[-1]) if priced is None else self._serve(stage, priced, len(bounds) - 1)
+            )
+            if deferred and not (found or served):
                 return None
-            bounds[-1] = max(floor, bound)
+            first_short, served = first_short or priced, served or found
             value = score(self.problem, self._plan_of(self.incumbent)).levels[len(bounds) - 1]
-            held = (*held, _Held(unserved, unmet, value + _HOLD_TOLERANCE))
+            if value <= bounds[-1] + _HOLD_TOLERANCE:
+                largest = best
+            else:
+                held = (*held, _Held(unserved, unmet, value + _HOLD_TOLERANCE))
+            bounds[-1] = max(bounds[-1], bound)
             self.pool = _distinct(self.pool.joined(self.incumbent))
         stage = _Stage(zero, zero, 1.0, held, largest, self.has_option)
         priced = self._converge(stage)
         found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
-        if deferred and not found:
+        if deferred and not (found or served):
             return None
         plan = self._plan_of(self.incumbent)
         results = [self._result(index, plan, proven) for index, proven in enumerate(bounds)]
@@ -556,55 +555,51 @@ class _Search:
             return alone
         if len(np.unique(columns.server)) < len(active):
             return None
-        duals = np.zeros(len(limits))
-        if len(active) > 2 * _SAMPLE:
-            sample = self._sample(stage, columns)
-            few = columns.take(sample[columns.server])
-            share = sample.sum() / len(active)
-            duals = self._ascend(stage, few, limits * share, duals, _COLD)
-            duals = self._ascend(stage, columns, limits, duals, _WARM)
-        else:
-            duals = self._ascend(stage, columns, limits, duals, _COLD)
-        if self._impossible(stage, columns, duals):
+        if self._impossible(stage):
             return None
-        if self.mixes:
-            for _ in range(_MIX_ROUNDS):
-                if self.left_s() < _TIME_FOR_PLANS * self.options.time_limit_s:
-                    break
-                slack = self._slack(stage, columns, duals)
-                lower, columns = self._lower(stage, columns, stage.active, duals, slack)
-                reduced = columns.value(self._prices(stage, duals)) - lower[columns.server]
-                columns, _ = self._worth_keeping(columns, reduced, float(slack.max(initial=0.0)))
-                if _lagrangian(lower[active], duals, limits) > self._most_worth(stage):
-                    return None
-                duals = self._ascend(stage, columns, limits, duals, _WARM, trusted=True)
+        guide = self._allowed(stage, self.guide, stage.active)
+        most = np.full(len(limits), self._penalty(self._worth(stage, guide)))
+        few, share = self._sample(stage, guide)
+        duals = ascend(self._listed(stage, few, share), np.zeros(len(limits)), most, _COLD, self.left_s)
+        if share < 1.0:
+            duals = ascend(self._listed(stage, guide), duals, most, _WARM, self.left_s)
         return self._rounds(stage, columns, stage.active, limits, duals)
 
-    def _sample(self, stage: _Stage, columns: Columns) -> BoolArray:
-        """Some `_SAMPLE` servers with an even spread of costs, shape (S,)."""
-        worth = self._worth(stage, columns)
-        least = self._least(columns, worth)
-        active = np.flatnonzero(least >= 0)
-        active = active[np.argsort(worth[least[active]], kind="stable")]
-        result = np.zeros(self.servers.count, dtype=bool)
-        result[active[:: len(active) // _SAMPLE]] = True
-        return result
+    @cached_property
+    def guide(self) -> Columns:
+        """Columns with good prices: with a mix, fractional ones, as those of one type may not serve all."""
+        return fractional(self.servers) if self.mixes else single_type(self.servers)
 
-    def _impossible(self, stage: _Stage, columns: Columns, duals: FloatArray) -> bool:
-        """Whether these prices prove that no columns fit together.
+    def _impossible(self, stage: _Stage) -> bool:
+        """Whether some prices prove that no columns fit together.
 
         By Farkas' lemma: where even the columns that take the least at these prices take more than there is.
         """
+        limits = self._limits(stage)
+        if not len(limits):
+            return False
         zero = np.zeros(self.servers.count)
         bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
+        guide = self._allowed(stage, self.guide, stage.active)
+        most = 1.0 / np.maximum(limits, 1.0)
+        few, share = self._sample(stage, guide)
+        duals = ascend(self._listed(bare, few, share), 0.5 * most, most, _COLD, self.left_s)
         listed = np.full(self.servers.count, np.inf)
-        np.minimum.at(listed, columns.server, columns.value(self._prices(bare, duals)))
-        if float(listed[stage.active].sum()) <= float(duals @ self._limits(stage)):
+        np.minimum.at(listed, guide.server, guide.value(self._prices(bare, duals)))
+        if float(listed[np.isfinite(listed)].sum()) <= float(duals @ limits):
             return False
-        lower, _ = self._lower(bare, columns, stage.active, duals, zero)
-        limits = self._limits(stage)
-        excess = _lagrangian(lower[stage.active], duals, limits)
-        return excess > _TINY * float(duals @ np.abs(limits))
+        lower, _ = self._lower(bare, self._allowed(stage, self.pool, stage.active), stage.active, duals, zero)
+        return _lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
+
+    def _sample(self, stage: _Stage, columns: Columns) -> tuple[Columns, float]:
+        """Columns of some `_SAMPLE` servers of every size, and their share of the active servers."""
+        active = np.flatnonzero(stage.active)
+        if len(active) <= 2 * _SAMPLE:
+            return columns, 1.0
+        by_size = active[np.argsort(self._most_cost_per_h[active], kind="stable")]
+        sample = np.zeros(self.servers.count, dtype=bool)
+        sample[by_size[:: len(active) // _SAMPLE]] = True
+        return columns.take(sample[columns.server]), sample.sum() / len(active)
 
     def _reduced(self, stage: _Stage, columns: Columns, duals: FloatArray) -> FloatArray:
         """Value of each column above the least of its server among these columns, shape (C,)."""
@@ -614,44 +609,13 @@ class _Search:
         reduced: FloatArray = values - least[columns.server]
         return reduced
 
-    def _ascend(
-        self,
-        stage: _Stage,
-        columns: Columns,
-        limits: FloatArray,
-        duals: FloatArray,
-        smoothing: float,
-        *,
-        trusted: bool = False,
-    ) -> FloatArray:
-        """Raise the Lagrangian bound over these columns by Newton's method on a smoothed bound.
-
-        Each server's least value is replaced by a soft minimum, ``-t log sum exp(-value / t)``, whose second
-        derivatives are the covariances of what its columns take; t falls from `smoothing`, relative to the
-        mean worth of a column, by steps to `_SHARPEST`. After the first step, or at once with `trusted`
-        prices, columns far from the best of their server are left out: they have no weight that matters.
-        """
-        most = self._penalty(self._worth(stage, columns))
-        scale = float(self._worth(stage, columns).mean()) + _TINY
-        if trusted:
-            columns = self._weighty(stage, columns, duals, smoothing * scale)
-        t = smoothing
-        while t >= _SHARPEST and self.left_s() > 0:
-            soft = _SoftBound(
-                columns.server, self._worth(stage, columns), self._usage(stage, columns), limits
-            )
-            duals = soft.maximise(duals, t * scale, most)
-            if t == smoothing and not trusted:
-                columns = self._weighty(stage, columns, duals, smoothing * scale)
-            t *= 0.25
-        return duals
-
-    def _weighty(self, stage: _Stage, columns: Columns, duals: FloatArray, t: float) -> Columns:
-        """Return the columns that matter to the smoothed bound at these prices and near them."""
-        reduced = self._reduced(stage, columns, duals)
-        least = self._least(columns, reduced)
-        close = self._distance(stage, columns, reduced, duals, least[least >= 0]) < _PRICE_CHANGE
-        return columns.take(close | (reduced < _NO_WEIGHT * t))
+    def _listed(self, stage: _Stage, columns: Columns, share: float = 1.0) -> Listed:
+        """Return these columns for the search for prices, with a share of the limits."""
+        usage, limits, worth = self._usage(stage, columns), self._limits(stage), self._worth(stage, columns)
+        scale = (
+            float(worth.mean()) + _TINY if worth.any() else float((usage / np.maximum(limits, 1.0)).mean())
+        )
+        return Listed(columns.server, worth, usage, share * limits, scale)
 
     def _penalty(self, worth: FloatArray) -> float:
         """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
@@ -695,12 +659,16 @@ class _Search:
                 break
             before = 0 if near is None else len(near)
             nearer = self._near(stage, columns, reduced, duals, int(active.sum()))
-            near = nearer if near is None else _distinct(near.joined(nearer))
+            near = _distinct(
+                nearer.joined(self._allowed(stage, self.basis, active) if near is None else near)
+            )
             solved = self._master(stage, near, limits)
             if solved is None:
                 break
             cheaper = master is None or master.value - solved.value > _SMALL_STEP * abs(solved.value)
-            master, duals = solved, solved.duals
+            master = solved
+            # Prices of the master overshoot where it has few columns: halfway to them is better then.
+            duals = solved.duals if better else 0.5 * (best_duals + solved.duals)
             if self._met(stage, master, best_bound) or len(near) == before:
                 break
         if self.mixes and master is not None:
@@ -710,6 +678,7 @@ class _Search:
             # Out of time: the bound is good, what the prices like best need not fit.
             chosen = self._least(columns, reduced)
             return _Priced(columns, reduced, best_duals, best_bound, chosen, chosen >= 0, np.inf, np.inf)
+        self.basis = master.columns.take(master.x > 0)
         chosen, split = self._read(columns, master)
         worth = float(self._service(stage, master.columns) @ master.x)
         return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short)
@@ -718,7 +687,7 @@ class _Search:
         """Whether the bound is near enough to the master's value, the least it could be."""
         if master is None:
             return False
-        close = 0.1 * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
+        close = 0.25 * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
         if stage.money < 1.0:
             close += 0.01 * self._money_room
         return master.value - bound <= close
@@ -789,31 +758,16 @@ class _Search:
             return columns
         least = self._least(columns, reduced)
         best = least[least >= 0]
-        distance = self._distance(stage, columns, reduced, duals, best)
+        distance = self._listed(stage, columns).distance(duals, reduced, best)
         return columns.take(np.sort(np.argpartition(distance, most)[:most]))
-
-    def _distance(
-        self, stage: _Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, main: IntArray
-    ) -> FloatArray:
-        """Relative change of prices that makes each column as good as the server's one in `main`, shape (C,).
-
-        The reduced cost over the worth of what the column takes or gives back of the rows; -inf for `main`.
-        """
-        usage = self._usage(stage, columns)
-        taken = np.zeros((self.servers.count, usage.shape[1]))
-        taken[columns.server[main]] = usage[main]
-        moved = np.abs(usage - taken[columns.server]) @ duals
-        distance: FloatArray = np.maximum(reduced, 0.0) / (moved + _TINY)
-        distance[main] = -np.inf
-        return distance
 
     def _least(self, columns: Columns, reduced: FloatArray) -> IntArray:
         """Column of least reduced cost of each server, shape (S,); -1 where it has none."""
         result = np.full(self.servers.count, -1, dtype=np.int64)
-        order = np.lexsort((reduced, columns.server))
-        server = columns.server[order]
-        first = np.flatnonzero(np.r_[True, np.diff(server) != 0]) if len(server) else server
-        result[server[first]] = order[first]
+        least = np.full(self.servers.count, np.inf)
+        np.minimum.at(least, columns.server, reduced)
+        best = np.flatnonzero(reduced == least[columns.server])[::-1]
+        result[columns.server[best]] = best
         return result
 
     def _service(self, stage: _Stage, columns: Columns) -> FloatArray:
@@ -923,7 +877,7 @@ class _Search:
             total = self._total(stage, priced.columns, chosen)
             if total < value:
                 best, value = chosen, total
-        distance = self._distance(stage, priced.columns, priced.reduced, priced.duals, chosen)
+        distance = self._listed(stage, priced.columns).distance(priced.duals, priced.reduced, chosen)
         # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
         # column beyond what the plan may cost above the bound is a last resort.
         far = (priced.reduced > good - priced.bound) & (distance > 0)
@@ -931,7 +885,7 @@ class _Search:
         nearest = np.argsort(distance, kind="stable")
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
         for count in (*_PLAN_COLUMNS, len(nearest)):
-            if value - priced.bound <= _WORTH_CLOSING * (good - priced.bound):
+            if value - priced.bound <= self._worth_closing * (good - priced.bound):
                 break
             if best is not None and self.left_s() <= 0:
                 break
@@ -945,6 +899,10 @@ class _Search:
             return None
         self.incumbent = priced.columns.take(best)
         return self.incumbent
+
+    @property
+    def _worth_closing(self) -> float:
+        return _WORTH_CLOSING if self.servers.count <= _CLOSABLE else 1.0
 
     def _incumbent_in(self, stage: _Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
         """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
@@ -1010,7 +968,7 @@ class _Search:
 
         A plan with a column whose reduced cost is above value - bound is no better than `value`.
         """
-        if self.left_s() <= 0:
+        if self.left_s() <= 0 or (self.mixes and self.servers.count > _CLOSABLE):
             return priced.bound
         gap = value - priced.bound
         columns, reduced, reach, base = priced.columns, priced.reduced, gap, priced.bound
@@ -1060,54 +1018,6 @@ class _Search:
         keeping = np.bincount(row, self.servers.keeping_per_h[used], minlength=len(server))
         unserved = 1.0 - score(problem, plan).served_share[server]
         return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
-
-
-class _SoftBound:
-    """The smoothed Lagrangian bound over columns sorted by server."""
-
-    def __init__(self, server: IntArray, worth: FloatArray, usage: FloatArray, limits: FloatArray) -> None:
-        self._worth, self._usage, self._limits = worth, usage, limits
-        # Mean worth of a column for each unit that a column takes of a row: the scale of its price.
-        self._usual = (worth.mean() + _TINY) / np.maximum(usage.mean(axis=0), _TINY)
-        self._first = np.flatnonzero(np.r_[True, np.diff(server) != 0])
-        self._group = np.repeat(np.arange(len(self._first)), np.diff(np.r_[self._first, len(server)]))
-
-    def maximise(self, duals: FloatArray, t: float, most: float) -> FloatArray:
-        """Return the best prices within 0..`most` that a few projected Newton steps from `duals` reach."""
-        value, share = self._value(duals, t)
-        for _ in range(_NEWTON_STEPS):
-            mean = np.add.reduceat(share[:, None] * self._usage, self._first, axis=0)
-            slope = mean.sum(axis=0) - self._limits
-            free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
-            if not (np.abs(slope[free]) > _BALANCED * np.maximum(self._limits[free], 1.0)).any():
-                break
-            curve = ((self._usage.T * share) @ self._usage - mean.T @ mean)[np.ix_(free, free)] / t
-            # A row that no server hesitates about has no curvature: its price moves by `self._usual`.
-            ridge = (
-                np.abs(slope[free]) / self._usual[free] + _TINY * np.diag(curve).max(initial=0.0) + _TINY**9
-            )
-            step = np.zeros(len(duals))
-            step[free] = np.linalg.solve(curve + np.diag(ridge), slope[free])
-            length = 1.0
-            while True:
-                trial = np.clip(duals + length * step, 0.0, most)
-                trial_value, trial_share = self._value(trial, t)
-                if trial_value >= value + 1e-4 * float(slope @ (trial - duals)):
-                    break
-                length *= 0.3
-                if length < 1e-5:
-                    return duals
-            duals, value, share = trial, trial_value, trial_share
-        return duals
-
-    def _value(self, duals: FloatArray, t: float) -> tuple[float, FloatArray]:
-        """Smoothed bound, and the share of each column in its server, shape (C,)."""
-        charged = self._worth + self._usage @ duals
-        least = np.minimum.reduceat(charged, self._first)
-        weight = np.exp((least[self._group] - charged) / t)
-        total = np.add.reduceat(weight, self._first)
-        value = float((least - t * np.log(total)).sum() - duals @ self._limits)
-        return value, weight / total[self._group]
 
 
 def _lagrangian(lower: FloatArray, duals: FloatArray, limits: FloatArray) -> float:

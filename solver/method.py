@@ -83,7 +83,9 @@ def _solve(
 ) -> Solved:
     servers = len(problem.servers)
     small = servers < (_ONE_TYPE_FROM if problem.policy.max_types == 1 else _MIX_FROM)
-    if names or method is Method.DIRECT or (method is Method.AUTO and small):
+    # The decomposition prices neither limits on an accelerator nor servers with a maximum of their own.
+    special = bool(problem.limits or problem.own_max_types)
+    if names or method is Method.DIRECT or special or (method is Method.AUTO and small):
         return solve(problem, backend, options, names=names, now=now)
     if method is Method.DECOMPOSE:
         return decompose(problem, backend, options, now=now)

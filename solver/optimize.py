@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from solver import backends, schema
+from solver import backends, schema, verify_report
 from solver.backends.greedy import greedy
 from solver.catalog import read_system
 from solver.check import score, violations
@@ -16,21 +16,27 @@ from solver.convert import size_fleet, to_allocations, to_problem
 from solver.curves import Curves
 from solver.errors import CheckError, InputError, Problem
 from solver.explain import memory_warnings, not_served, not_taken, type_use
+from solver.limits import limit_warnings
 from solver.method import Method, solve_by
 from solver.milp import SolveOptions, Termination
 from solver.problem import LevelKind, levels
 from solver.report import Judged, to_report
 from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches
+from solver.verify import Decided, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from solver.convert import Fleet
     from solver.problem import AllocationProblem, Plan
+    from solver.verify import Verification
 
 DEFAULT_BACKEND = "highs"
 DEFAULT_TIME_LIMIT_S = 30.0
 DEFAULT_GAP = 1e-4
+
+# Of the time, for the first program when its answer is to be verified.
+SHARE_BEFORE_VERIFYING = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class RequestOptions:
     explain : bool
         Say for each server why not the other options.
     method : Method
+    verify : str or None
+        ``"simulation"``: as `verify` of the document.
     """
 
     backend: str | None = None
@@ -57,6 +65,7 @@ class RequestOptions:
     strict: bool = False
     explain: bool = True
     method: Method = Method.AUTO
+    verify: Literal["simulation"] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class _Result:
     plan: Plan
     backend: str
     watch: _Stopwatch = field(default_factory=_Stopwatch)
+    verification: Verification | None = None
 
 
 def optimize_json(
@@ -200,27 +210,46 @@ def _solve(
     *,
     names: bool,
 ) -> _Result:
-    """Size, solve, check."""
+    """Size, solve, check; verify where it is asked for."""
+    start_s = time.monotonic()
     optimizer = parsed.system.optimizer_data.optimizer
     backend = options.backend or optimizer.backend or defaults.backend
     limit_s = options.time_limit_s or optimizer.time_limit_s or defaults.time_limit_s
     gap = next((g for g in (options.gap, optimizer.gap) if g is not None), DEFAULT_GAP)
     driver = None if backend == backends.GREEDY else backends.get(backend)
+    limit_s = min(limit_s, defaults.max_time_limit_s)
+
+    def decide(problem: AllocationProblem, left_s: float) -> Decided:
+        if driver is None:
+            solved = _baseline(problem)
+        else:
+            limits = SolveOptions(time_limit_s=left_s, relative_gap=gap)
+            solved = solve_by(options.method, problem, driver, limits, names=names)
+        plan = prefer_small_batches(problem, solved.plan)
+        broken = violations(problem, plan)
+        if broken:
+            raise CheckError(
+                f"{backend} gave a plan that breaks {len(broken)} rules: " + "; ".join(broken[:5])
+            )
+        return Decided(problem, solved, plan)
 
     fleet = size_fleet(parsed.system, curves)
     problem = to_problem(parsed.system, fleet)
     watch.lap("size")
-    if driver is None:
-        solved = _baseline(problem)
-    else:
-        limits = SolveOptions(time_limit_s=min(limit_s, defaults.max_time_limit_s), relative_gap=gap)
-        solved = solve_by(options.method, problem, driver, limits, names=names)
-    plan = prefer_small_batches(problem, solved.plan)
-    broken = violations(problem, plan)
-    if broken:
-        raise CheckError(f"{backend} gave a plan that breaks {len(broken)} rules: " + "; ".join(broken[:5]))
+    verify = options.verify or optimizer.verify
+    decided = decide(problem, limit_s if verify is None else SHARE_BEFORE_VERIFYING * limit_s)
     watch.lap("solve")
-    return _Result(fleet, problem, solved, plan, backend, watch)
+    verification = None
+    if verify is not None:
+        fleet, decided, verification = verified(
+            fleet,
+            decided,
+            lambda cut, left_s: decide(to_problem(parsed.system, cut), left_s),
+            curves.findings,
+            start_s + limit_s,
+        )
+        watch.lap("verify")
+    return _Result(fleet, *decided, backend, watch, verification)
 
 
 def _baseline(problem: AllocationProblem) -> Solved:
@@ -240,14 +269,17 @@ def _answer(parsed: schema.Parsed, result: _Result, options: RequestOptions) -> 
     fleet, problem, plan = result.fleet, result.problem, result.plan
     allocations = to_allocations(fleet, problem, plan)
     short = not_served(fleet, problem, plan)
+    unconfirmed = [] if result.verification is None else verify_report.warnings(fleet, result.verification)
     reasons = not_taken(fleet, problem, result.solved, plan)
     judged = Judged(
         unserved=short,
         reasons=reasons if options.explain else {},
         types=type_use(fleet, problem, result.solved, plan, reasons, short),
-        warnings=memory_warnings(fleet, plan),
+        warnings=[*memory_warnings(fleet, plan), *limit_warnings(fleet, problem), *unconfirmed],
         score=score(problem, plan),
     )
     result.watch.lap("explain")
     report = to_report(parsed, fleet, result.solved, judged, result.backend, result.watch.seconds)
+    if result.verification is not None:
+        report = report.model_copy(update={"verification": verify_report.to_wire(fleet, result.verification)})
     return schema.Response(allocations=allocations, report=report)

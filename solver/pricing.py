@@ -8,7 +8,7 @@ share served, with the fractional bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -292,6 +292,25 @@ def single_type(servers: Servers) -> Columns:
     option = np.r_[np.full(len(with_option), -1), option][order]
     replicas = np.r_[np.zeros(len(with_option), dtype=np.int64), replicas][order]
     return servers.columns(server[order], option, replicas)
+
+
+def fractional(servers: Servers) -> Columns:
+    """List the columns of one option each with so many replicas, a fraction, as just serve the demand.
+
+    Without a switching penalty no mix is worth less than the best of them, at any prices.
+    """
+    problem = servers.problem
+    option = np.flatnonzero(servers.most > 0)
+    minimum = problem.min_replicas[problem.option_server[option]]
+    loaded = problem.arrival_rps[problem.option_server[option]] > 0
+    replicas = np.maximum(np.where(loaded, 1.0 / servers.share[option], 0.0), minimum)
+    with_option = np.unique(problem.option_server)
+    server = np.r_[with_option, problem.option_server[option]]
+    order = np.argsort(server, kind="stable")
+    option = np.r_[np.full(len(with_option), -1), option][order]
+    replicas = np.r_[np.zeros(len(with_option)), replicas][order]
+    columns = servers.columns(server[order], option, replicas)
+    return replace(columns, unserved=np.where(option < 0, columns.unserved, 0.0))
 
 
 @dataclass

@@ -61,6 +61,7 @@ Name = Annotated[str, Field(min_length=1)]
 Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Percentile = Annotated[float, Field(ge=0.5, le=0.999, allow_inf_nan=False)]
+Dispersion = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Batch = Annotated[int, Field(ge=0, le=65_536)]
 # As the reference: a count that cannot be 0 is 1 where it is given as 0.
@@ -266,6 +267,60 @@ class ModelData(Wire):
     )
 
 
+# --- headroom ---
+
+HEADROOM_FORMS = (
+    "a factor on the demand, of at least 1, or an object with a percentile of it such as "
+    '{"percentile": 0.95, "dispersion": 2, "window": 60}'
+)
+
+
+class Headroom(Wire):
+    """Demand to have in reserve: a factor on the mean rate, or a percentile of what arrives in a window.
+
+    On the wire a factor is also written as the number alone.
+    """
+
+    factor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] | None = Field(
+        default=None, description="factor on the demand"
+    )
+    percentile: Percentile | None = Field(
+        default=None, description="share of the windows whose demand is served, 0.5..0.999"
+    )
+    dispersion: Dispersion = Field(
+        default=1.0,
+        description="variance over mean of the requests that arrive in a window, where the load has no "
+        "arrivalDispersion; 1: a Poisson process",
+    )
+    window_s: Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)] = Field(
+        default=60.0, description="length of the window, s"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.factor is None) == (self.percentile is None):
+            raise _broken_rule(HEADROOM_FORMS)
+        return self
+
+
+def _headroom_form(given: Any) -> Any:
+    """Read a number, which may be text as everywhere, as the factor."""
+    if isinstance(given, dict | Headroom) or given is None:
+        return given
+    try:
+        factor = float(given)
+    except (TypeError, ValueError):
+        factor = 0.0
+    if not 1.0 <= factor <= 1000.0:
+        raise _broken_rule(HEADROOM_FORMS)
+    return {"factor": factor}
+
+
+HeadroomForm = Annotated[
+    Headroom | None, BeforeValidator(_headroom_form, json_schema_input_type=float | Headroom | None)
+]
+
+
 # --- service classes ---
 
 
@@ -308,6 +363,9 @@ class ServiceClass(Wire):
         default=100, description="1 = most important .. 100 = least; anything else counts as 100"
     )
     model_targets: list[ModelTarget] = Field(default_factory=list, description="targets by model")
+    headroom: HeadroomForm = Field(
+        default=None, description="fleetopt: demand in reserve; absent: that of the optimizer's options"
+    )
 
 
 class ServiceClassData(Wire):
@@ -356,6 +414,10 @@ class Load(Wire):
         serialization_alias="outTokensCOV",
         description="fleetopt: coefficient of variation of the output tokens (queueModel moments)",
     )
+    arrival_dispersion: Annotated[Dispersion | None, _LEFT_OUT] = Field(
+        default=None,
+        description="fleetopt: variance over mean of the requests that arrive in a window of the headroom",
+    )
     throughput: Annotated[Amount | None, _LEFT_OUT] = Field(
         default=None, description="requests/min that were served"
     )
@@ -400,6 +462,20 @@ class Alloc(Wire):
     )
 
 
+class ReplicaLimits(Wire):
+    """Least and most replicas of a server on one accelerator."""
+
+    accelerator: Name = Field(description="name of the accelerator")
+    min: Whole = Field(default=0, description="replicas that run there whatever the demand, as GPUs allow")
+    max: Whole | None = Field(default=None, description="most replicas there; absent: no maximum")
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> Self:
+        if self.max is not None and self.min > self.max:
+            raise _broken_rule(f"a number of at most {self.max}, the max", "min")
+        return self
+
+
 class Server(Wire):
     """A model served for a class."""
 
@@ -421,6 +497,12 @@ class Server(Wire):
     weight: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = Field(
         default=1.0, description="fleetopt: weight of its unserved share among the servers of its class"
     )
+    max_types: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="fleetopt: most accelerators it may use, with heterogeneous"
+    )
+    replica_limits: list[ReplicaLimits] = Field(
+        default_factory=list, description="fleetopt: limits of its replicas accelerator by accelerator"
+    )
     current_alloc: Alloc = Field(default_factory=Alloc, description="what it runs on now, and its load")
     desired_alloc: dict[str, Any] | None = Field(
         default=None, description="read and ignored: the reference keeps its answer there"
@@ -432,7 +514,21 @@ class Server(Wire):
             raise _broken_rule(
                 f"a number of at most {self.max_num_replicas}, the maxNumReplicas", "minNumReplicas"
             )
+        kept = [limit.min for limit in self.replica_limits if limit.min]
+        if self.max_num_replicas is not None and sum(kept) > self.max_num_replicas:
+            raise _broken_rule(
+                f"minima that add up to at most {self.max_num_replicas}, the maxNumReplicas", "replicaLimits"
+            )
+        if self.max_types is not None and len(kept) > self.max_types:
+            raise _broken_rule(
+                f"minima on at most {self.max_types} accelerators, the maxTypes", "replicaLimits"
+            )
         return self
+
+    @property
+    def least_replicas(self) -> int:
+        """Least replicas in all: its own minimum, and those of its accelerators together."""
+        return max(self.min_num_replicas, sum(limit.min for limit in self.replica_limits))
 
 
 class ServerData(Wire):
@@ -497,6 +593,13 @@ class Optimizer(Wire):
     )
     burstiness: bool = Field(
         default=False, description="fleetopt: whether arrivalCOV and serviceCOV scale the waiting time"
+    )
+    headroom: HeadroomForm = Field(
+        default=None, description="fleetopt: demand in reserve, of the classes that have no own; absent: none"
+    )
+    verify: Literal["simulation"] | None = Field(
+        default=None,
+        description="fleetopt: simulation: simulate what is chosen, cut what misses its targets, solve again",
     )
 
 
@@ -599,13 +702,21 @@ def merged_classes(entries: list[ServiceClass]) -> list[ServiceClass]:
     An entry that gives no priority has that of the others; a priority outside 1..100 is 100.
     """
     priorities: dict[str, int] = {}
+    headrooms: dict[str, Headroom] = {}
     targets: dict[str, list[ModelTarget]] = {}
     for entry in entries:
         targets.setdefault(entry.name, []).extend(entry.model_targets)
         if "priority" in entry.model_fields_set:
             priorities[entry.name] = entry.priority if 1 <= entry.priority <= 100 else 100
+        if entry.headroom is not None:
+            headrooms[entry.name] = entry.headroom
     return [
-        ServiceClass(name=name, priority=priorities.get(name, 100), model_targets=its)
+        ServiceClass(
+            name=name,
+            priority=priorities.get(name, 100),
+            model_targets=its,
+            headroom=headrooms.get(name),
+        )
         for name, its in targets.items()
     ]
 
@@ -697,6 +808,68 @@ class Explanation(Wire):
     detail: str = Field(description="the same in words, with figures")
 
 
+class Latencies(Wire):
+    """Latencies of one replica, ms; null where they are not known."""
+
+    itl_average_ms: float | None = Field(description="mean inter-token latency, ms")
+    ttft_average_ms: float | None = Field(description="mean time to first token, ms")
+    ttft_p95_ms: float | None = Field(
+        serialization_alias="ttftP95",
+        validation_alias="ttftP95",
+        description="95th percentile of the time to first token, ms",
+    )
+
+
+class VerifiedOption(Wire):
+    """What a server got on an accelerator, simulated at its load."""
+
+    server: str = Field(description="name of the server")
+    accelerator: str = Field(description="name of the accelerator")
+    max_batch: int = Field(description="batch limit of each replica")
+    arrival_rate_per_replica_rpm: float = Field(description="rate that was simulated, requests/min")
+    verdict: Literal["met", "missed", "unverified"] = Field(
+        description="met: the upper end of every interval is within its target; missed: it is not; "
+        "unverified: not simulated, or not to the end"
+    )
+    detail: str = Field(description="the same in words, with figures")
+    model: Latencies = Field(description="what the performance model says")
+    simulated: Latencies | None = Field(description="what the simulation says; null: not simulated")
+    itl_half_width_ms: float | None = Field(
+        description="half the width of the interval of the simulated mean, ms"
+    )
+    ttft_half_width_ms: float | None = Field(
+        description="half the width of the interval of the simulated mean, ms"
+    )
+    requests: int = Field(description="requests that were simulated; 0: none")
+
+
+class Cut(Wire):
+    """An option whose capacity was lowered because the simulation missed a target."""
+
+    server: str = Field(description="name of the server")
+    accelerator: str = Field(description="name of the accelerator")
+    max_batch: int = Field(description="batch limit of each replica")
+    capacity_rpm: float = Field(
+        serialization_alias="capacityRpm",
+        validation_alias="capacityRpm",
+        description="largest rate of one replica by the performance model, requests/min",
+    )
+    simulated_rpm: float = Field(
+        serialization_alias="simulatedRpm",
+        validation_alias="simulatedRpm",
+        description="largest rate at which the simulation meets the targets, requests/min",
+    )
+
+
+class Verification(Wire):
+    """How the answer was checked by simulation."""
+
+    rounds: int = Field(description="programs that were solved; 1: everything held at once")
+    confidence: float = Field(description="of the intervals, 0..1")
+    options: list[VerifiedOption] = Field(description="everything that was chosen")
+    cuts: list[Cut] = Field(description="what was lowered on the way")
+
+
 class Report(Wire):
     """How the answer came about, and how good it is proven to be."""
 
@@ -721,6 +894,9 @@ class Report(Wire):
     inventory: list[InventoryUse] = Field(default_factory=list, description="GPUs by type")
     explanations: dict[str, list[Explanation]] = Field(
         default_factory=dict, description="by server: why not the other accelerators"
+    )
+    verification: Annotated[Verification | None, _LEFT_OUT] = Field(
+        default=None, description="what was simulated; absent: nothing"
     )
     warnings: list[str] = Field(
         default_factory=list, description="what in the input may not be what was meant"

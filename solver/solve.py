@@ -226,7 +226,7 @@ class _Stage:
 
 
 def _stage(problem: AllocationProblem, *, serve_all: bool, names: bool) -> _Stage:
-    options = np.flatnonzero(~dominated(problem, whole=is_whole(problem.policy, serve_all=serve_all)))
+    options = np.flatnonzero(~dominated(problem, whole=is_whole(problem, serve_all=serve_all)))
     return _Stage(problem, options, formulate(keep(problem, options), serve_all=serve_all, names=names))
 
 

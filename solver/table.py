@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from solver.backends import BackendInfo
-    from solver.schema import Allocation, AllocPart, AnalyzeResponse, InventoryUse, Report, Response, System
+    from solver.schema import (
+        Allocation,
+        AllocPart,
+        AnalyzeResponse,
+        InventoryUse,
+        Report,
+        Response,
+        System,
+        Verification,
+    )
 
 CENTS_PER_DOLLAR = 100.0
 
@@ -60,6 +69,8 @@ def answer(response: Response, system: System, *, explain: bool) -> RenderableTy
     ]
     if report.unserved:
         parts += [_heading("Not fully served"), _unserved(report)]
+    if report.verification is not None:
+        parts += [_heading("Simulated"), _verification(report.verification)]
     if explain and report.explanations:
         parts += [_heading("Why not otherwise"), _explanations(report)]
     if report.warnings:
@@ -233,6 +244,35 @@ def _explanations(report: Report) -> Table:
             name = "" if i else server
             table.add_row(name, e.accelerator, batch, replicas, _dollars(e.cost_cents_per_h), e.detail)
     return table
+
+
+def _verification(verification: Verification) -> Group:
+    table = _table("server", "accelerator")
+    for heading in ("batch", "req/min each", "ITL ms", "model", "TTFT ms", "model", "p95 ms", "model"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("targets", overflow="fold")
+    for option in verification.options:
+        simulated, model = option.simulated, option.model
+        table.add_row(
+            option.server,
+            option.accelerator,
+            str(option.max_batch),
+            _number(option.arrival_rate_per_replica_rpm),
+            _number(simulated and simulated.itl_average_ms),
+            _number(model.itl_average_ms),
+            _number(simulated and simulated.ttft_average_ms),
+            _number(model.ttft_average_ms),
+            _number(simulated and simulated.ttft_p95_ms),
+            _number(model.ttft_p95_ms),
+            Text(option.verdict, style="" if option.verdict == "met" else "red"),
+        )
+    lines = [
+        f"{cut.server} on {cut.accelerator}, batch {cut.max_batch}: cut from {_number(cut.capacity_rpm)} to "
+        f"{_number(cut.simulated_rpm)} req/min a replica"
+        for cut in verification.cuts
+    ]
+    rounds = "once" if verification.rounds == 1 else f"{verification.rounds} times"
+    return Group(table, *map(Text, [*lines, f"Solved {rounds}."]))
 
 
 def _table(*names: str) -> Table:

@@ -6,6 +6,7 @@ the problems of shape; a part whose shape is wrong is passed over here. Warnings
 
 from __future__ import annotations
 
+import json
 import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ _MAX_HINTS = 20
 
 
 def reference_problems(document: Document, root: Loc) -> list[Problem]:
-    """Find names used twice, references to nothing, priorities that disagree and a missing inventory.
+    """Find names used twice, references to nothing, classes that disagree and a missing inventory.
 
     Parameters
     ----------
@@ -58,7 +59,8 @@ def reference_problems(document: Document, root: Loc) -> list[Problem]:
         *_doubled(document, profiles, "name", "acc"),
         *_doubled(document, targets, "class", "model"),
         *_doubled(document, servers, "name"),
-        *_disagreeing_priorities(document, classes),
+        *_disagreeing(document, classes, "priority"),
+        *_disagreeing(document, classes, "headroom"),
         *_unknown_names(document, servers, "class", _names(classes), "the name of a service class"),
         *_unknown_names(
             document, servers, "model", _names(profiles), "the name of a model that has a profile"
@@ -66,6 +68,10 @@ def reference_problems(document: Document, root: Loc) -> list[Problem]:
         *_unknown_names(
             document, _current(servers), "accelerator", _names(accelerators), "the name of an accelerator"
         ),
+        *_unknown_names(
+            document, _limits(servers), "accelerator", _names(accelerators), "the name of an accelerator"
+        ),
+        *_doubled(document, _limits(servers), "server", "accelerator"),
         *_missing_capacity(document, root, system),
     ]
 
@@ -95,6 +101,15 @@ def _current(servers: Rows | None) -> Rows:
     return found
 
 
+def _limits(servers: Rows | None) -> Rows:
+    """List the limits of replicas of the servers."""
+    return [
+        ((*loc, "replicaLimits", i), {"server": server.get("name")} | limit)
+        for loc, server in servers or []
+        for i, limit in enumerate(_objects(server.get("replicaLimits")))
+    ]
+
+
 def _names(rows: Rows | None) -> set[str] | None:
     """Collect the names in `rows`; None where they are not known."""
     return None if rows is None else {name for _, row in rows if isinstance(name := row.get("name"), str)}
@@ -113,19 +128,22 @@ def _doubled(document: Document, rows: Rows | None, *keys: str) -> list[Problem]
     return problems
 
 
-def _disagreeing_priorities(document: Document, classes: Rows | None) -> list[Problem]:
-    """Find each entry of a class whose priority is not that of an earlier entry."""
-    first: dict[str, tuple[Loc, float]] = {}
+def _disagreeing(document: Document, classes: Rows | None, key: str) -> list[Problem]:
+    """Find each entry of a class whose `key` is not that of an earlier entry."""
+    first: dict[str, tuple[Loc, float | str]] = {}
     problems = []
     for loc, entry in classes or []:
-        name, priority = entry.get("name"), _number(entry.get("priority"))
-        if not isinstance(name, str) or priority is None:
+        name, given = entry.get("name"), entry.get(key)
+        if not isinstance(name, str) or given is None:
             continue
-        earlier, expected = first.setdefault(name, (loc, priority))
-        if priority != expected:
-            place = document.path((*earlier, "priority"))
-            text = f"one priority for a class; {name!r} has {expected:g} at {place}"
-            problems.append(document.problem((*loc, "priority"), text))
+        number = _number(given)
+        value = json.dumps(given, sort_keys=True, default=str) if number is None else number
+        earlier, expected = first.setdefault(name, (loc, value))
+        if value != expected:
+            place = document.path((*earlier, key))
+            shown = f"{expected:g}" if isinstance(expected, float) else expected
+            text = f"one {key} for a class; {name!r} has {shown} at {place}"
+            problems.append(document.problem((*loc, key), text))
     return problems
 
 

@@ -48,19 +48,20 @@ FULL: dict[str, Any] = json.loads("""
                    "epsilon": 3, "expertFraction": 0.1}},
     {"name": "m4", "acc": "A100", "ratePerReplica": 2.5}]},
   "serviceClassData": {"serviceClasses": [
-    {"name": "Premium", "priority": 1, "modelTargets": [
+    {"name": "Premium", "priority": 1, "headroom": {"percentile": 0.9, "dispersion": 3, "window": 30},
+     "modelTargets": [
       {"model": "m1", "slo-itl": 24, "slo-ttw": 500, "slo-ttft": 1000, "slo-tps": 2000,
        "slo-percentile": 0.95},
       {"model": "m2", "slo-itl": 30}]}]},
   "serverData": {"servers": [
     {"name": "s1", "class": "Premium", "model": "m1", "keepAccelerator": true, "minNumReplicas": 1,
-     "maxNumReplicas": 9, "maxBatchSize": 4, "maxQueueSize": 0, "weight": 2.5,
+     "maxNumReplicas": 9, "maxTypes": 2, "replicaLimits": [{"accelerator": "H100", "min": 1, "max": 8}], "maxBatchSize": 4, "maxQueueSize": 0, "weight": 2.5,
      "currentAlloc": {
        "accelerator": "H100", "numReplicas": 3, "maxBatch": 256, "cost": 141, "itlAverage": 20.5,
        "ttftAverage": 70.25, "waitAverage": 3.5,
        "load": {"arrivalRate": 37.5, "avgLength": 279, "avgInTokens": 128, "avgOutTokens": 151,
                 "arrivalCOV": 1.5, "serviceCOV": 0.5, "throughput": 37,
-                "inTokensCOV": 0.8, "outTokensCOV": 0.6},
+                "inTokensCOV": 0.8, "outTokensCOV": 0.6, "arrivalDispersion": 2.5},
        "parts": [
          {"accelerator": "H100", "numReplicas": 1, "maxBatch": 8, "cost": 100.5, "itlAverage": 9,
           "ttftAverage": 60, "load": {"arrivalRate": 20}},
@@ -70,7 +71,7 @@ FULL: dict[str, Any] = json.loads("""
     "unlimited": false, "heterogeneous": true, "milpSolver": true, "useCplex": true,
     "delayedBestEffort": true, "saturationPolicy": "RoundRobin", "backend": "highs", "timeLimit": 12.5,
     "gap": 0.001, "maxTypesPerServer": 2, "sloPercentile": 0.9, "switchingPenalty": 0.25, "burstiness": true,
-    "queueModel": "moments"}}
+    "queueModel": "moments", "headroom": {"factor": 1.25}, "verify": "simulation"}}
 }}""")
 
 # The mid-2025 form, from the log of an autoscaler's run (25 August 2025): one entry for each (class, model),

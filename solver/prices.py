@@ -1,0 +1,195 @@
+"""Prices of the coupling rows that are good for listed columns, by Newton's method on a smoothed bound.
+
+At prices ``pi`` the bound is the sum over the servers of ``min (worth + usage @ pi)`` less ``limits @ pi``:
+concave, with a kink wherever a server changes its column. A soft minimum, ``-t log sum exp(-value / t)``,
+makes it smooth; its second derivatives are the covariances of what each server's columns take. t falls by
+steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.milp import BoolArray, FloatArray, IntArray
+
+# Newton steps at one smoothing, and the relative excess or lack of a limit that is good enough.
+_NEWTON_STEPS = 20
+_BALANCED = 1e-4
+
+# The smoothing falls by this factor each time, down to the last one, relative to the scale of the values.
+_FALL, _SHARPEST = 0.25, 1e-5
+
+# Columns that take part: those within so many times the smoothing, and those that so small a relative change
+# of prices makes best.
+_NO_WEIGHT, _PRICE_CHANGE = 20.0, 0.03
+
+# Most tries at one smoothing to find the columns that matter at the prices it leads to.
+_MOST_TRIES = 6
+
+# Relative differences below this are rounding.
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Columns of servers and the limits on what they take together.
+
+    Attributes
+    ----------
+    server : (C,) int
+        Rising.
+    worth : (C,) float
+        Value without prices.
+    usage : (C, R) float
+        What a column takes of each row, >= 0.
+    limits : (R,) float
+    scale : float
+        Size of a usual value, > 0.
+    """
+
+    server: IntArray
+    worth: FloatArray
+    usage: FloatArray
+    limits: FloatArray
+    scale: float
+
+    def take(self, which: BoolArray) -> Listed:
+        """Return these columns only."""
+        return Listed(self.server[which], self.worth[which], self.usage[which], self.limits, self.scale)
+
+    def bound(self, duals: FloatArray) -> tuple[float, FloatArray]:
+        """Lagrangian bound, and the value of each column above the best of its server, shape (C,)."""
+        first, group = _groups(self.server)
+        charged = self.worth + self.usage @ duals
+        least = np.minimum.reduceat(charged, first)
+        return float(least.sum() - duals @ self.limits), charged - least[group]
+
+    def distance(self, duals: FloatArray, reduced: FloatArray, main: IntArray) -> FloatArray:
+        """Relative change of prices that makes each column as good as its server's in `main`, shape (C,).
+
+        The reduced cost over the worth of what the column takes or gives back of the rows; -inf for `main`.
+        Servers without a column in `main` compare with nothing taken.
+        """
+        taken = np.zeros((int(self.server[-1]) + 1, self.usage.shape[1]))
+        taken[self.server[main]] = self.usage[main]
+        moved = np.abs(self.usage - taken[self.server]) @ duals
+        distance: FloatArray = np.maximum(reduced, 0.0) / (moved + _TINY)
+        distance[main] = -np.inf
+        return distance
+
+
+def ascend(
+    listed: Listed,
+    duals: FloatArray,
+    most: FloatArray,
+    smoothing: float,
+    left_s: Callable[[], float],
+) -> FloatArray:
+    """Raise the Lagrangian bound over listed columns.
+
+    Parameters
+    ----------
+    listed : Listed
+    duals : (R,) float
+        Prices to start from.
+    most : (R,) float
+        Largest price of each row.
+    smoothing : float
+        Where t starts, relative to the scale: the smaller the nearer `duals` are thought to be.
+    left_s : callable
+        Seconds that are left.
+
+    Returns
+    -------
+    (R,) float
+        The best prices seen, within 0..`most`.
+    """
+    value, reduced = listed.bound(duals)
+    best, best_value = duals, value
+    t = smoothing
+    also = np.zeros(len(listed.server), dtype=bool)
+    while t >= _SHARPEST and left_s() > 0:
+        near = _near(listed, duals, reduced, t * listed.scale) | also
+        for _ in range(_MOST_TRIES):
+            few = listed.take(near)
+            trial = _Soft(few, t * listed.scale).maximise(duals, most, left_s)
+            value, reduced = listed.bound(trial)
+            # Where columns left out are better at the new prices than those in, the way there was wrong.
+            missed = ~near & (reduced <= _NO_WEIGHT * t * listed.scale)
+            if not missed.any() or few.bound(trial)[0] - value <= _BALANCED * abs(value):
+                break
+            near |= missed
+        also = near if t == smoothing else also
+        duals = trial
+        if value > best_value:
+            best, best_value = duals, value
+        t *= _FALL
+    return best
+
+
+def _near(listed: Listed, duals: FloatArray, reduced: FloatArray, t: float) -> BoolArray:
+    """Columns that matter to the smoothed bound at these prices and near them."""
+    best = np.flatnonzero(reduced <= 0)
+    best = best[np.r_[True, np.diff(listed.server[best]) != 0]]
+    close: BoolArray = listed.distance(duals, reduced, best) < _PRICE_CHANGE
+    return close | (reduced < _NO_WEIGHT * t)
+
+
+def _groups(server: IntArray) -> tuple[IntArray, IntArray]:
+    """First column of each server that has one, and each column's position among these servers."""
+    first = np.flatnonzero(np.r_[True, np.diff(server) != 0])
+    return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(server)]))
+
+
+class _Soft:
+    """The bound with a soft minimum at smoothing `t`."""
+
+    def __init__(self, listed: Listed, t: float) -> None:
+        self._listed, self._t = listed, t
+        self._first, self._group = _groups(listed.server)
+        # Worth of a column for each unit that a column takes of a row: the scale of its price.
+        self._usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
+
+    def maximise(self, duals: FloatArray, most: FloatArray, left_s: Callable[[], float]) -> FloatArray:
+        """Return the best prices within 0..`most` that a few projected Newton steps from `duals` reach."""
+        usage, limits = self._listed.usage, self._listed.limits
+        value, share = self._value(duals)
+        for _ in range(_NEWTON_STEPS):
+            mean = np.add.reduceat(share[:, None] * usage, self._first, axis=0)
+            slope = mean.sum(axis=0) - limits
+            free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
+            if left_s() <= 0 or not (np.abs(slope[free]) > _BALANCED * np.maximum(limits[free], 1.0)).any():
+                break
+            curve = ((usage.T * share) @ usage - mean.T @ mean)[np.ix_(free, free)] / self._t
+            # A row that no server hesitates about has no curvature: its price moves by `self._usual`.
+            ridge = (
+                np.abs(slope[free]) / self._usual[free] + _TINY * np.diag(curve).max(initial=0.0) + _TINY**9
+            )
+            step = np.zeros(len(duals))
+            step[free] = np.linalg.solve(curve + np.diag(ridge), slope[free])
+            length = 1.0
+            while True:
+                trial = np.clip(duals + length * step, 0.0, most)
+                trial_value, trial_share = self._value(trial)
+                if trial_value >= value + 1e-4 * float(slope @ (trial - duals)):
+                    break
+                length *= 0.3
+                if length < 1e-5:
+                    return duals
+            duals, value, share = trial, trial_value, trial_share
+        return duals
+
+    def _value(self, duals: FloatArray) -> tuple[float, FloatArray]:
+        """Smoothed bound, and the share of each column in its server, shape (C,)."""
+        charged = self._listed.worth + self._listed.usage @ duals
+        least = np.minimum.reduceat(charged, self._first)
+        weight = np.exp((least[self._group] - charged) / self._t)
+        total = np.add.reduceat(weight, self._first)
+        value = float((least - self._t * np.log(total)).sum() - duals @ self._listed.limits)
+        return value, weight / total[self._group]
