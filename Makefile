@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_PORT ?= 18080
 
-.PHONY: test demo scenarios lint bench accuracy clean
+.PHONY: test demo scenarios lint bench bench-controller accuracy clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/fleet.py --servers 27 100 --repeat 3
+
+# A thousand variants on a real API server and Prometheus; about two minutes, and the binaries of deploy/cluster/build.sh.
+bench-controller: $(READY)
+	$(BIN)/python benchmarks/controller.py --write
 
 # Errors of the models against the simulator; about five minutes.
 accuracy: $(READY)
