@@ -10,8 +10,9 @@ A server that is absent from an answer keeps what it runs, and so does every var
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from controller.crd import (
     ACTUATE_ANNOTATION,
@@ -21,9 +22,11 @@ from controller.crd import (
     DesiredAlloc,
     Hold,
     Status,
+    owner_reference,
     status_patch,
 )
 from controller.errors import ClusterError, OptimizerError
+from controller.options import option_of
 from controller.settings import parse_duration
 from controller.stability import Limits, Memory, Recommendation, remembered, steadied
 
@@ -65,6 +68,8 @@ class Decision:
     status : Status
     scale : bool
         Whether the controller scales the target itself.
+    owner : mapping or None
+        The owner reference that the variant is to get; None: it stays as it is.
     """
 
     variant: Variant
@@ -75,6 +80,7 @@ class Decision:
     why: str
     status: Status
     scale: bool = False
+    owner: Mapping[str, Any] | None = None
 
     @property
     def changes(self) -> bool:
@@ -149,9 +155,17 @@ def plan(analysis: Analysis, response: Response | None, snapshot: Snapshot, now_
                 recommended[variant.key] = before
             decisions[variant.key] = _held(variant, held[variant.key], analysis, snapshot)
     return Plan(
-        tuple(decisions[variant.key] for variant in snapshot.variants),
+        tuple(_owned(decisions[variant.key], snapshot) for variant in snapshot.variants),
         replace(analysis.memory, recommended=recommended),
     )
+
+
+def _owned(decision: Decision, snapshot: Snapshot) -> Decision:
+    """Let the target own the variant where the settings want it."""
+    workload = snapshot.workloads.get(decision.variant.key)
+    if workload is None or not snapshot.configuration.settings.owner_reference:
+        return decision
+    return replace(decision, owner=owner_reference(decision.variant, workload.uid))
 
 
 def hold_all(snapshot: Snapshot, memory: Memory, hold: Hold) -> Plan:
@@ -251,7 +265,8 @@ def _shares(
 ) -> dict[VariantKey, _Share] | Hold:
     """Break an answer down to the variants of a group, or say why it cannot be followed."""
     if shortage is not None and shortage.reason in _HOPELESS:
-        return Hold("OptimizationReady", _HOPELESS[shortage.reason], shortage.detail)
+        why = "no batch size meets the targets: " if shortage.reason == "targets" else ""
+        return Hold("OptimizationReady", _HOPELESS[shortage.reason], why + shortage.detail)
     if allocation is None:
         return Hold("OptimizationReady", "NotInAnswer", f"the answer says nothing about {group.server}")
     by_name = _replicas_by_name(allocation)
@@ -303,6 +318,7 @@ def _decision(
         words.append(f"{steady.replicas} now: {steady.why}")
     if shortage is not None:
         words.append(f"{shortage.unserved_share:.0%} of the demand is not served: {shortage.detail}")
+        words += _remedy(group, allocation, shortage)
     words += analysis.notes.get(variant.key, ())
     why = "; ".join(words)
     ready = Condition(
@@ -330,6 +346,27 @@ def _decision(
         ),
         scale=_scales(variant, settings),
     )
+
+
+def _remedy(group: Group, allocation: Allocation | None, shortage: Unserved) -> list[str]:
+    """Say what would serve the rest of a demand.
+
+    A replica of a group that is short serves as much as it can, so what the answer's replicas serve tells how
+    many more would do. Where there is none the answer's own words have to do.
+    """
+    if shortage.reason == "maxReplicas":
+        return ["a larger maxReplicas would serve it"]
+    if shortage.reason != "gpus" or allocation is None:
+        return []
+    missing_rpm = shortage.unserved_share * group.load.arrival_rpm
+    options = {option.wire_name: option for option in group.options}
+    ways = []
+    for part in allocation.parts or (allocation,):
+        if part.num_replicas and part.load.arrival_rate_rpm:
+            option, served_rpm = options[part.accelerator], part.load.arrival_rate_rpm / part.num_replicas
+            cards = math.ceil(missing_rpm / served_rpm) * option.profile.acc_count
+            ways.append(f"{cards} more {option.accelerator}")
+    return [f"about {' or '.join(ways)} would serve it"] if ways else []
 
 
 def _held(variant: Variant, hold: Hold, analysis: Analysis, snapshot: Snapshot) -> Decision:
@@ -367,18 +404,17 @@ def _replicas(workload: Workload | None) -> int | None:
 
 def _current(variant: Variant, group: Group, analysis: Analysis, workload: Workload) -> CurrentAlloc | None:
     accelerator = analysis.accelerators.get(variant.key, "")
-    option = next(
-        (o for o in group.options if o.variant == variant.key and o.accelerator == accelerator), None
-    )
+    option = option_of(group.options, variant.key, accelerator)
     if option is None:
         return None
+    own = group.own_loads.get(variant.key, group.load)
     return CurrentAlloc(
         accelerator=accelerator,
         replicas=workload.replicas,
         max_batch=workload.max_num_seqs or option.profile.max_batch_size,
         cost_cents_per_h=option.cost_cents_per_h * workload.replicas,
-        itl_ms=group.load.itl_ms,
-        ttft_ms=group.load.ttft_ms,
+        itl_ms=own.itl_ms,
+        ttft_ms=own.ttft_ms,
         arrival_rate_rpm=group.load.arrival_rpm,
         input_tokens=group.load.input_tokens,
         output_tokens=group.load.output_tokens,
@@ -411,6 +447,9 @@ class Writer(Protocol):
 
     def scale(self, variant: Variant, replicas: int) -> None:
         """Set the replicas of a variant's target."""
+
+    def own(self, variant: Variant, reference: Mapping[str, Any]) -> None:
+        """Give a variant an owner."""
 
     def record(self, variant: Variant, reason: str, message: str) -> None:
         """Say in an Event what was changed."""
@@ -476,4 +515,8 @@ def _acts(decision: Decision, writer: Writer, now: str) -> list[Callable[[], Non
     if decision.changes and desired != told:
         message = f"{decision.current} -> {desired} replicas: {decision.why}"
         acts.append(lambda: writer.record(variant, "Scaling", message))
+    owner = decision.owner
+    if owner is not None:
+        # Last: it changes the object that the status was decided for.
+        acts.append(lambda: writer.own(variant, owner))
     return acts

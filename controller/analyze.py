@@ -12,23 +12,25 @@ runs, its GPUs are not given to others, and its Hold says why. Everything here i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from controller.crd import SCALE_TO_ZERO_ANNOTATION, Condition, Hold
-from controller.inventory import join_devices
-from controller.load import Load, read_loads
+from controller.configmaps import ZeroRule, zero_rule
+from controller.crd import SCALE_TO_ZERO_ANNOTATION, Hold
+from controller.load import Load, read_loads, read_own_loads
 from controller.options import flag, member_of, named_options, runs_on
 from controller.stability import GroupKey, Memory, Tokens
+from controller.stock import capacity, read_stock, unmatched
 from solver import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from controller.crd import Variant, VariantKey
-    from controller.inventory import GpuNode
+    from controller.crd import Condition, Variant, VariantKey
     from controller.options import Member, Option
     from controller.snapshot import Snapshot
+    from controller.stock import Stock
     from solver.schema import ModelProfile, ServiceClass
 
 
@@ -46,6 +48,8 @@ class Group:
     options : tuple of Option
     service_class : ServiceClass
     load : Load
+    own_loads : mapping of VariantKey to Load
+        What each variant's own pods were seen to do, where series tell them apart.
     """
 
     key: GroupKey
@@ -54,6 +58,7 @@ class Group:
     options: tuple[Option, ...]
     service_class: ServiceClass
     load: Load
+    own_loads: Mapping[VariantKey, Load]
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,22 @@ def analyze(snapshot: Snapshot, memory: Memory, now_s: float) -> Analysis:
         if remarks := (*variant.problems, *found.remarks):
             notes[variant.key] = remarks
 
-    stock, condition = _stock(snapshot, now_s)
-    loads = read_loads(members, snapshot, memory)
+    stock, condition = read_stock(snapshot, now_s)
+    loads, own_loads = read_loads(members, snapshot, memory), read_own_loads(snapshot)
     groups: list[Group] = []
     for key, its in sorted(members.items()):
         load = loads[key]
-        if isinstance(load, Load) and (unmatched := _unmatched(its, stock)):
-            load = unmatched
+        if isinstance(load, Load) and (mismatch := unmatched(its, stock)):
+            load = mismatch
         if isinstance(load, Hold):
             holds |= dict.fromkeys((member.variant.key for member in its), load)
             continue
         variants = tuple(member.variant for member in its)
         server = f"{variants[0].key.name}:{key.namespace}"
-        groups.append(Group(key, server, variants, named_options(its, snapshot), its[0].service_class, load))
+        options = named_options(its, snapshot)
+        own = {variant.key: load} if len(its) == 1 else own_loads
+        own = {v.key: own[v.key] for v in variants if v.key in own}
+        groups.append(Group(key, server, variants, options, its[0].service_class, load, own))
 
     accelerators = {
         member.variant.key: name for its in members.values() for member in its if (name := runs_on(member))
@@ -139,84 +147,6 @@ def analyze(snapshot: Snapshot, memory: Memory, now_s: float) -> Analysis:
     )
 
 
-# --- the GPUs that there are ---
-
-_Stock = dict[str, list["GpuNode"]]
-
-
-def _stock(snapshot: Snapshot, now_s: float) -> tuple[_Stock | None, Condition]:
-    """Nodes by device of the price list, None where GPUs are taken as unlimited, and what to say about it."""
-    configuration, inventory = snapshot.configuration, snapshot.inventory
-    if configuration.settings.unlimited:
-        return None, Condition("InventoryKnown", True, "Unlimited", "GPUs are taken as unlimited by setting")
-    if inventory is None or now_s - inventory.at_s > configuration.settings.inventory_stale_s:
-        return None, Condition(
-            "InventoryKnown",
-            False,
-            "NodesUnreadable",
-            "nodes cannot be read: GPUs are taken as unlimited until they can",
-        )
-    pinned = {workload.pinned_device for workload in snapshot.workloads.values()} - {""}
-    wanted = sorted({entry.device for entry in configuration.accelerators} | pinned)
-    joined = join_devices(wanted, sorted({node.device for node in inventory.nodes}))
-    stock: _Stock = {}
-    for node in inventory.nodes:
-        if node.device in joined:
-            stock.setdefault(joined[node.device], []).append(node)
-    if not snapshot.nodes_readable:
-        return stock, Condition(
-            "InventoryKnown",
-            False,
-            "NodesUnreadable",
-            "nodes cannot be read: the last count of their GPUs holds",
-        )
-    strange = sorted({node.device for node in inventory.nodes} - joined.keys())
-    if strange:
-        return stock, Condition(
-            "InventoryKnown",
-            True,
-            "DevicesUnmatched",
-            f"no entry of accelerator-unit-costs names these devices of nodes: {', '.join(strange)}",
-        )
-    return stock, Condition("InventoryKnown", True, "NodesRead", f"{len(inventory.nodes)} nodes with GPUs")
-
-
-def _unmatched(members: Sequence[Member], stock: _Stock | None) -> Hold | None:
-    """Hold a group that runs, though no node has any device of its options: the names do not fit."""
-    devices = {option.device for member in members for option in member.options}
-    if stock is None or devices & stock.keys() or not any(member.workload.ready for member in members):
-        return None
-    return Hold(
-        "OptimizationReady",
-        "DeviceUnmatched",
-        f"replicas are ready, but no usable node has {', '.join(sorted(devices))}: "
-        "compare accelerator-unit-costs with the gpu.product labels of the nodes",
-    )
-
-
-def _capacity(
-    stock: _Stock, snapshot: Snapshot, holds: Iterable[VariantKey], devices: Iterable[str]
-) -> schema.CapacityData:
-    """Cards for the groups that are decided on: without those that held variants keep."""
-    assert snapshot.inventory is not None
-    kept: dict[str, int] = {}
-    for key in holds:
-        for node, cards in snapshot.inventory.held.get(key, {}).items():
-            kept[node] = kept.get(node, 0) + cards
-    names = {entry.name: entry.device for entry in snapshot.configuration.accelerators}
-    limits: dict[str, int] = {}
-    for name, limit in snapshot.configuration.capacity.items():
-        device = names.get(name, name)
-        limits[device] = min(limit, limits.get(device, limit))
-    nodes, count = [], []
-    for device in sorted({*stock, *devices}):
-        free = {node.name: max(node.cards - kept.get(node.name, 0), 0) for node in stock.get(device, ())}
-        total = sum(free.values())
-        nodes += [schema.Node(name=name, type=device, count=cards) for name, cards in free.items()]
-        count.append(schema.GpuCount(type=device, count=min(total, limits.get(device, total))))
-    return schema.CapacityData(count=count, nodes=nodes)
-
-
 def _learnt(memory: Memory, members: Iterable[GroupKey], groups: Sequence[Group], now_s: float) -> Memory:
     """Remember when there was traffic and how large requests were; forget groups that are gone."""
     busy = {group.key for group in groups if group.load.is_busy}
@@ -224,7 +154,8 @@ def _learnt(memory: Memory, members: Iterable[GroupKey], groups: Sequence[Group]
     tokens = {key: memory.tokens[key] for key in traffic_at_s if key in memory.tokens}
     for group in groups:
         if group.load.arrival_rpm > 0:
-            tokens[group.key] = Tokens(group.load.input_tokens, group.load.output_tokens)
+            load = group.load
+            tokens[group.key] = Tokens(load.input_tokens, load.output_tokens, load.input_cov, load.output_cov)
     return replace(memory, traffic_at_s=traffic_at_s, tokens=tokens)
 
 
@@ -234,7 +165,7 @@ def _learnt(memory: Memory, members: Iterable[GroupKey], groups: Sequence[Group]
 def _system(
     groups: Sequence[Group],
     snapshot: Snapshot,
-    stock: _Stock | None,
+    stock: Stock | None,
     holds: Iterable[VariantKey],
     accelerators: Mapping[VariantKey, str],
     memory: Memory,
@@ -258,12 +189,12 @@ def _system(
         for group in groups
         for option in group.options
     }
-    # Only several variants can run on several accelerators at once; a workload alone is of one kind.
+    # Only several variants can run on several accelerators at once.
     is_mixed = any(len(group.variants) > 1 for group in groups)
     devices = {option.device for group in groups for option in group.options}
     return schema.System(
         accelerator_data=schema.AcceleratorData(accelerators=[wire[name] for name in sorted(wire)]),
-        capacity_data=schema.CapacityData() if stock is None else _capacity(stock, snapshot, holds, devices),
+        capacity_data=schema.CapacityData() if stock is None else capacity(stock, snapshot, holds, devices),
         model_data=schema.ModelData(models=[profiles[key] for key in sorted(profiles)]),
         service_class_data=schema.ServiceClassData(service_classes=_classes(groups, models)),
         server_data=schema.ServerData(
@@ -277,6 +208,7 @@ def _system(
                 unlimited=stock is None,
                 heterogeneous=is_mixed,
                 saturation_policy=settings.saturation_policy,
+                queue_model=settings.queue_model,
                 backend=settings.backend or None,
             )
         ),
@@ -326,11 +258,6 @@ def _server(
         if replicas and accelerators.get(option.variant) == option.accelerator:
             running[option.wire_name] = running.get(option.wire_name, 0) + replicas
             cost[option.wire_name] = cost.get(option.wire_name, 0.0) + replicas * option.cost_cents_per_h
-    load = schema.Load(
-        arrival_rate_rpm=group.load.arrival_rpm,
-        avg_in_tokens=group.load.input_tokens,
-        avg_out_tokens=group.load.output_tokens,
-    )
     parts = [
         schema.AllocPart(accelerator=name, num_replicas=running[name], cost_cents_per_h=cost[name])
         for name in sorted(running)
@@ -341,30 +268,63 @@ def _server(
         name=group.server,
         class_name=group.service_class.name,
         model=model,
-        keep_accelerator=is_mixed and len(group.variants) == 1 and bool(main.accelerator),
         min_num_replicas=least,
         max_num_replicas=most,
+        max_types=_most_types(group, is_mixed=is_mixed),
+        replica_limits=_limits_by_accelerator(group),
         current_alloc=schema.Alloc(
             accelerator=main.accelerator,
             num_replicas=sum(running.values()),
             cost_cents_per_h=sum(cost.values()),
             itl_average_ms=group.load.itl_ms,
             ttft_average_ms=group.load.ttft_ms,
-            load=load,
+            load=group.load.on_the_wire(),
             parts=parts if len(parts) > 1 else [],
         ),
     )
 
 
+def _most_types(group: Group, *, is_mixed: bool) -> int | None:
+    """Most accelerators of a group: one for each variant, as the pods of a workload are of one kind."""
+    names = {option.wire_name for option in group.options}
+    return len(group.variants) if is_mixed and len(names) > len(group.variants) else None
+
+
+def _limits_by_accelerator(group: Group) -> list[schema.ReplicaLimits]:
+    """Least and most replicas of variants that share a load, accelerator by accelerator.
+
+    A variant that may run on several has its minimum on none of them: only the group's holds.
+    """
+    if len(group.variants) == 1:
+        return []
+    choices = Counter(option.variant for option in group.options)
+    variants = {variant.key: variant for variant in group.variants}
+    offers: dict[str, list[Variant]] = {}
+    for option in group.options:
+        offers.setdefault(option.wire_name, []).append(variants[option.variant])
+    found = []
+    for name, offering in sorted(offers.items()):
+        least = sum(v.min_replicas or 0 for v in offering if choices[v.key] == 1)
+        limits = [v.max_replicas for v in offering if v.max_replicas is not None]
+        most = sum(limits) if len(limits) == len(offering) else None
+        if least or most is not None:
+            found.append(schema.ReplicaLimits(accelerator=name, min=least, max=most))
+    return found
+
+
 def _replica_limits(group: Group, snapshot: Snapshot, memory: Memory, now_s: float) -> tuple[int, int | None]:
     """Least and most replicas of a group; the last goes only where allowed, after a time without traffic."""
-    settings = snapshot.configuration.settings
-    may_be_zero = all(
-        flag(v, SCALE_TO_ZERO_ANNOTATION, settings.scale_to_zero or v.min_replicas == 0)
-        for v in group.variants
+    configuration, key = snapshot.configuration, group.key
+    otherwise = ZeroRule(
+        enabled=configuration.settings.scale_to_zero,
+        retention_s=configuration.settings.scale_to_zero_retention_s,
     )
-    idle_s = now_s - memory.traffic_at_s[group.key]
-    is_idle = not group.load.is_busy and idle_s >= settings.scale_to_zero_retention_s
+    rule = zero_rule(key.namespace, key.model_id, configuration.zero_rules, otherwise)
+    may_be_zero = all(
+        flag(v, SCALE_TO_ZERO_ANNOTATION, bool(rule.enabled) or v.min_replicas == 0) for v in group.variants
+    )
+    idle_s = now_s - memory.traffic_at_s[key]
+    is_idle = not group.load.is_busy and idle_s >= (rule.retention_s or 0.0)
     least = max(sum(v.min_replicas or 0 for v in group.variants), 0 if may_be_zero and is_idle else 1)
     limits = [v.max_replicas for v in group.variants if v.max_replicas is not None]
     if len(limits) < len(group.variants):

@@ -1,18 +1,20 @@
-"""System -> Response over HTTP: one try, with a limit of time."""
+"""System -> answer over HTTP: one try, with a limit of time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import requests
 from pydantic import ValidationError
 
 from controller.errors import OptimizerError
-from solver.schema import ErrorResponse, Response, SystemRequest
+from solver.schema import AnalyzeResponse, ErrorResponse, Response, SystemRequest
 
 if TYPE_CHECKING:
     from solver.schema import System
+
+Answer = TypeVar("Answer", Response, AnalyzeResponse)
 
 # What of an error's text goes into a condition.
 _MOST_TEXT = 500
@@ -41,10 +43,17 @@ class HttpOptimizer:
         OptimizerError
             When there is no answer in time, or it is none.
         """
+        return self._ask("optimize", system, Response)
+
+    def analyze(self, system: System) -> AnalyzeResponse:
+        """Ask what one replica does at the load of its server; raises as `optimize`."""
+        return self._ask("analyze", system, AnalyzeResponse)
+
+    def _ask(self, path: str, system: System, kind: type[Answer]) -> Answer:
         body = SystemRequest(system=system).model_dump_json(exclude_none=True)
         try:
             answer = requests.post(
-                f"{self.url}/optimize",
+                f"{self.url}/{path}",
                 data=body,
                 headers={"Content-Type": "application/json"},
                 timeout=self.timeout_s,
@@ -56,7 +65,7 @@ class HttpOptimizer:
                 f"the optimizer at {self.url} answers {answer.status_code}: {_reason(answer.text)}"
             )
         try:
-            return Response.model_validate_json(answer.content)
+            return kind.model_validate_json(answer.content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

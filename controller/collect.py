@@ -1,8 +1,8 @@
 """Kubernetes objects and Prometheus series -> Snapshot.
 
-A pass asks Prometheus ten questions at most, however many variants there are: every query is about all models
-at once and its answer is told apart by labels. The queries change units: rates become requests/min, latencies
-ms.
+A pass asks Prometheus twelve questions at most, however many variants there are: every query is about all
+models at once and its answer is told apart by labels. The queries change units: rates become requests/min,
+latencies ms.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from controller.configmaps import (
     CLASSES,
     PROFILES,
     SETTINGS_SUFFIX,
+    ZERO_SUFFIX,
     parse_accelerators,
     parse_capacity,
     parse_classes,
     parse_profiles,
+    parse_zero_rules,
 )
 from controller.crd import VariantKey, parse_variant
 from controller.errors import PrometheusError
 from controller.inventory import count_gpus, matches
 from controller.prometheus import Query, QueryRefusedError, Vector
 from controller.settings import load_settings
-from controller.snapshot import Configuration, Demand, Signal, Snapshot, Traffic, workload_of
+from controller.shape import coefficient_of_variation
+from controller.snapshot import Configuration, Demand, Signal, Snapshot, Spread, Traffic, workload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from controller.inventory import Inventory
     from controller.settings import Settings
@@ -70,25 +73,32 @@ def read_configuration(
     config_maps: Mapping[str, Mapping[str, str]], environ: Mapping[str, str]
 ) -> Configuration:
     """Read all ConfigMaps; settings may be spread over several whose names end as they should."""
-    given: dict[str, str] = {}
-    for name in sorted(config_maps):
-        if name.endswith(SETTINGS_SUFFIX):
-            given |= config_maps[name]
-    settings = load_settings(environ, given)
+    settings = load_settings(environ, _spread_over(config_maps, SETTINGS_SUFFIX))
+    zero_rules = parse_zero_rules(_spread_over(config_maps, ZERO_SUFFIX))
     accelerators = parse_accelerators(config_maps.get(ACCELERATORS, {}))
     classes = parse_classes(config_maps.get(CLASSES, {}))
     profiles = parse_profiles(config_maps.get(PROFILES, {}))
     capacity = parse_capacity(config_maps.get(CAPACITY, {}))
     absent = [f"there is no ConfigMap {name}" for name in (ACCELERATORS, CLASSES) if name not in config_maps]
-    problems = (settings, accelerators, classes, profiles, capacity)
+    problems = (settings, accelerators, classes, profiles, capacity, zero_rules)
     return Configuration(
         settings=settings.value,
         accelerators=accelerators.value,
         classes=classes.value,
         profiles=profiles.value,
         capacity=capacity.value,
+        zero_rules=zero_rules.value,
         problems=(*absent, *(text for loaded in problems for text in loaded.problems)),
     )
+
+
+def _spread_over(config_maps: Mapping[str, Mapping[str, str]], suffix: str) -> dict[str, str]:
+    """Merge the data of the ConfigMaps whose names end so, in the order of their names."""
+    given: dict[str, str] = {}
+    for name in sorted(config_maps):
+        if name.endswith(suffix):
+            given |= config_maps[name]
+    return given
 
 
 def snapshot_of(
@@ -218,13 +228,35 @@ def arrival_promql(template: str, variants: Iterable[tuple[str, str]]) -> str:
     return "(" + template.replace("$models", models).replace("$namespaces", namespaces) + ") * 60"
 
 
+def lengths_promql(what: str, models: Iterable[str], window: str) -> str:
+    """Return the PromQL of a histogram of request lengths: its buckets, and without ``le`` its sum.
+
+    Parameters
+    ----------
+    what : str
+        ``prompt`` or ``generation``.
+    models : iterable of str
+        Those of which it is wanted.
+    window : str
+        PromQL duration.
+    """
+    wanted = "|".join(escaped(model) for model in sorted(set(models)))
+    series = f'{{__name__=~"vllm:request_{what}_tokens_(bucket|sum)",model_name=~"{wanted}"}}'
+    return f"sum by (model_name, namespace, le) (increase({series}[{window}]))"
+
+
 def escaped(value: str) -> str:
     """Escape a value for a regular expression inside a double-quoted PromQL string."""
     pattern = re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value)
     return pattern.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def read_traffic(query: Query, settings: Settings, variants: Iterable[tuple[str, str]]) -> Traffic:
+def read_traffic(
+    query: Query,
+    settings: Settings,
+    variants: Iterable[tuple[str, str]],
+    on_moments: Collection[str] = (),
+) -> Traffic:
     """Ask Prometheus what arrives.
 
     Parameters
@@ -233,6 +265,8 @@ def read_traffic(query: Query, settings: Settings, variants: Iterable[tuple[str,
     settings : Settings
     variants : iterable of (str, str)
         Namespace and model of each.
+    on_moments : collection of str
+        Models whose law asks how much the lengths of requests vary.
 
     Raises
     ------
@@ -263,7 +297,43 @@ def read_traffic(query: Query, settings: Settings, variants: Iterable[tuple[str,
         Demand(model, namespace, arrivals.get((model, namespace)), queued.get((model, namespace), 0.0))
         for model, namespace in sorted(arrivals.keys() | queued.keys())
     )
-    return Traffic(signals, demands, problems)
+    spreads = _spreads(query, settings.shape_window, on_moments) if on_moments else ()
+    return Traffic(signals, demands, spreads, problems)
+
+
+def models_on_moments(snapshot: Snapshot) -> frozenset[str]:
+    """Find the models with a profile of law 3 whose queue is computed from the moments of request lengths."""
+    configuration = snapshot.configuration
+    profiles = (*configuration.profiles, *(p for variant in snapshot.variants for p in variant.profiles))
+    return frozenset(
+        profile.name
+        for profile in profiles
+        if profile.law == 3 and (profile.queue_model or configuration.settings.queue_model) == "moments"
+    )
+
+
+def _spreads(query: Query, window: str, models: Collection[str]) -> tuple[Spread, ...]:
+    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    for what, name in (("prompt", "input_cov"), ("generation", "output_cov")):
+        cumulative: dict[tuple[str, str], dict[float, float]] = {}
+        totals: dict[tuple[str, str], float] = {}
+        for labels, value in _values(query(lengths_promql(what, models, window))):
+            place = (labels.get("model_name", ""), labels.get("namespace", ""))
+            if "le" in labels:
+                cumulative.setdefault(place, {})[_bucket_end(labels["le"])] = value
+            else:
+                totals[place] = value
+        for place, counts in cumulative.items():
+            cov = coefficient_of_variation(counts, totals.get(place, 0.0))
+            found.setdefault(place, {})[name] = cov
+    return tuple(Spread(model, namespace, **covs) for (model, namespace), covs in sorted(found.items()))
+
+
+def _bucket_end(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise PrometheusError(f"Prometheus has a bucket up to {text!r}") from error
 
 
 def _by_model(vector: Vector) -> dict[tuple[str, str], float]:

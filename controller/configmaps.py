@@ -1,4 +1,4 @@
-"""The ConfigMaps of the system namespace, as typed values: prices, service classes, profiles, limits.
+"""The ConfigMaps of the system namespace as typed values: prices, service classes, profiles, limits, zero.
 
 One bad entry costs that entry alone: every function returns what is sound and names the rest.
 """
@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from controller.crd import parse_profile
-from controller.settings import Loaded
+from controller.settings import Loaded, parse_duration, parse_flag
 from solver.schema import ModelTarget, ServiceClass
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ PROFILES = "model-profiles"
 CAPACITY = "accelerator-capacity"
 # The manager of each release prefixes this with its own name.
 SETTINGS_SUFFIX = "variantautoscaling-config"
+ZERO_SUFFIX = "model-scale-to-zero-config"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,25 @@ class ClassEntry:
 
     key: str
     service_class: ServiceClass
+
+
+@dataclass(frozen=True)
+class ZeroRule:
+    """Whether a model may have no replicas.
+
+    Attributes
+    ----------
+    model_id, namespace : str
+        That it is about; empty: all.
+    enabled : bool or None
+    retention_s : float or None
+        Time without traffic before the last replica goes, >= 0. None: as the next more general rule says.
+    """
+
+    model_id: str = ""
+    namespace: str = ""
+    enabled: bool | None = None
+    retention_s: float | None = None
 
 
 def parse_accelerators(data: Mapping[str, str]) -> Loaded[tuple[AcceleratorCost, ...]]:
@@ -155,6 +175,47 @@ def parse_capacity(data: Mapping[str, str]) -> Loaded[dict[str, int]]:
             continue
         found[name] = count
     return Loaded(found, tuple(problems))
+
+
+def parse_zero_rules(data: Mapping[str, str]) -> Loaded[tuple[ZeroRule, ...]]:
+    """Read who may have no replicas: key ``default`` for all, any other key for the model that it names.
+
+    An entry is YAML with ``model_id``, ``namespace``, ``enable_scale_to_zero`` and ``retention_period`` (a Go
+    duration), each optional but the model.
+    """
+    found: list[ZeroRule] = []
+    problems: list[str] = []
+    for key in sorted(data):
+        try:
+            entry = _mapping(yaml.safe_load(data[key]))
+            model_id = "" if key == "default" else str(entry.get("model_id") or "")
+            if key != "default" and not model_id:
+                raise ValueError("model_id is missing")
+            enabled, retention = entry.get("enable_scale_to_zero"), entry.get("retention_period")
+            found.append(
+                ZeroRule(
+                    model_id,
+                    "" if key == "default" else str(entry.get("namespace") or ""),
+                    None if enabled is None else parse_flag(str(enabled)),
+                    None if retention is None else parse_duration(str(retention)),
+                )
+            )
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{ZERO_SUFFIX}[{key}] is left out: {_reason(error)}")
+    return Loaded(tuple(found), tuple(problems))
+
+
+def zero_rule(namespace: str, model_id: str, rules: tuple[ZeroRule, ...], otherwise: ZeroRule) -> ZeroRule:
+    """Merge the rules about a model: a rule with its namespace wins over one for its model, then the default."""
+    about = [r for r in rules if r.model_id in ("", model_id) and r.namespace in ("", namespace)]
+    about.sort(key=lambda rule: (not rule.model_id, not rule.namespace))
+    about.append(otherwise)
+    return ZeroRule(
+        model_id,
+        namespace,
+        next((rule.enabled for rule in about if rule.enabled is not None), None),
+        next((rule.retention_s for rule in about if rule.retention_s is not None), None),
+    )
 
 
 def class_of(model_id: str, ref: ClassRef | None, entries: tuple[ClassEntry, ...]) -> ServiceClass | None:

@@ -100,6 +100,8 @@ class Variant:
     min_replicas, max_replicas : int or None
         None where not given.
     annotations : mapping of str to str
+    owners : tuple of mapping
+        Its owner references.
     status : mapping
         The status as it was read.
     problems : tuple of str
@@ -119,6 +121,7 @@ class Variant:
     min_replicas: int | None = None
     max_replicas: int | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
+    owners: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -163,6 +166,7 @@ def parse_variant(document: Mapping[str, Any]) -> Variant:
         min_replicas=least,
         max_replicas=most,
         annotations=dict(metadata.get("annotations") or {}),
+        owners=tuple(metadata.get("ownerReferences") or ()),
         status=document.get("status") or {},
         problems=tuple(problems),
     )
@@ -243,6 +247,38 @@ def _cost(text: Any, problems: list[str]) -> float | None:
         problems.append(f"spec.variantCost is not a cost: {text!r}")
         return None
     return None if cost == DEFAULT_VARIANT_COST else cost
+
+
+# --- the owner ---
+
+
+def owner_reference(variant: Variant, target_uid: str) -> dict[str, Any] | None:
+    """Return the reference that makes the target the variant's controller; None: nothing is to be done.
+
+    An object has one controller at most: where that is something else it stays. A reference to an earlier
+    target of the same name is replaced.
+
+    Parameters
+    ----------
+    variant : Variant
+    target_uid : str
+        Empty: the target is not there.
+    """
+    target = variant.target
+    wanted = {
+        "apiVersion": target.api_version,
+        "kind": target.kind,
+        "name": target.name,
+        "uid": target_uid,
+        "controller": True,
+        # As the reference has it: the target's deletion does not wait for the variant's.
+        "blockOwnerDeletion": False,
+    }
+    now = next((owner for owner in variant.owners if owner.get("controller")), None)
+    if not target_uid or (now is not None and now.get("uid") == target_uid):
+        return None
+    is_its_own = now is None or (now.get("kind"), now.get("name")) == (target.kind, target.name)
+    return wanted if is_its_own else None
 
 
 # --- status ---

@@ -35,6 +35,7 @@ _ELECTION: Any = leaderelection.LeaderElection
 _ELECTION_CONFIG: Any = electionconfig.Config
 
 _MERGE = "application/merge-patch+json"
+_APPLY = "application/apply-patch+yaml"
 _NOT_FOUND, _CONFLICT = 404, 409
 
 # For one request; a list of ten thousand pods takes a few seconds.
@@ -279,6 +280,38 @@ class Kubernetes:
                 {"spec": {"replicas": replicas}},
                 field_manager=COMPONENT,
                 _content_type=_MERGE,
+                _request_timeout=_TIMEOUT_S,
+            )
+
+    def own(self, variant: Variant, reference: Mapping[str, Any]) -> None:
+        """Give a variant an owner, unless it was deleted since it was read.
+
+        A server-side apply merges owners by their uid: those that others have set stay, and an earlier one of
+        ours goes.
+        """
+        key = variant.key
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": KIND,
+            # With the uid an object of the same name that is new is no match, and none is created.
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "uid": variant.uid,
+                "ownerReferences": [dict(reference)],
+            },
+        }
+        with _as_cluster_error(f"set the owner of {key}"), _unless_changed():
+            self._custom.patch_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                key.namespace,
+                PLURAL,
+                key.name,
+                body,
+                field_manager=COMPONENT,
+                force=True,
+                _content_type=_APPLY,
                 _request_timeout=_TIMEOUT_S,
             )
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from controller.crd import Hold
 from controller.stability import Tokens
+from solver import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from controller.crd import VariantKey
     from controller.options import Member
-    from controller.snapshot import Signal, Snapshot
+    from controller.snapshot import Signal, Snapshot, Spread
     from controller.stability import GroupKey, Memory
 
 
@@ -26,6 +28,8 @@ class Load:
         Requests/min.
     input_tokens, output_tokens : float
         Means of a request; 0: not known, and nothing arrives.
+    input_cov, output_cov : float
+        Coefficients of variation of the tokens; 0: not known.
     ttft_ms, itl_ms : float
         As observed; 0: nothing was.
     is_busy : bool
@@ -35,9 +39,21 @@ class Load:
     arrival_rpm: float
     input_tokens: float
     output_tokens: float
+    input_cov: float = 0.0
+    output_cov: float = 0.0
     ttft_ms: float = 0.0
     itl_ms: float = 0.0
     is_busy: bool = False
+
+    def on_the_wire(self, share: float = 1.0) -> schema.Load:
+        """Return a share of it as the system JSON has it."""
+        return schema.Load(
+            arrival_rate_rpm=self.arrival_rpm * share,
+            avg_in_tokens=self.input_tokens,
+            avg_out_tokens=self.output_tokens,
+            in_tokens_cov=self.input_cov or None,
+            out_tokens_cov=self.output_cov or None,
+        )
 
 
 def read_loads(
@@ -69,6 +85,10 @@ def read_loads(
             queued[key] = queued.get(key, 0.0) + demand.queued * share
             if demand.arrival_rpm is not None:
                 counted[key] = counted.get(key, 0.0) + demand.arrival_rpm * share
+    spreads: dict[GroupKey, Spread] = {}
+    # Series without a namespace are about all of them; those of the group's own come later and win.
+    for spread in sorted(snapshot.traffic.spreads, key=lambda spread: spread.namespace):
+        spreads |= dict.fromkeys(shares.of_model(spread.model, spread.namespace), spread)
 
     loads: dict[GroupKey, Load | Hold] = {}
     for key, its in members.items():
@@ -84,10 +104,31 @@ def read_loads(
             seen[key],
             counted.get(key),
             waiting,
+            spreads.get(key),
             memory.tokens.get(key, default),
             woken,
         )
     return loads
+
+
+def read_own_loads(snapshot: Snapshot) -> dict[VariantKey, Load]:
+    """Return what the pods of each variant were seen to do, as far as series are told apart by pod."""
+    owner = _owners(snapshot)
+    seen: dict[VariantKey, list[tuple[Signal, float]]] = {}
+    for signal in snapshot.traffic.signals:
+        key = owner.get((signal.namespace, signal.pod))
+        if key is not None and signal.age_s <= snapshot.configuration.settings.metrics_stale_s:
+            seen.setdefault(key, []).append((signal, 1.0))
+    return {
+        key: _load(signals, None, 0.0, None, Tokens(0.0, 0.0), woken=False) for key, signals in seen.items()
+    }
+
+
+def _owners(snapshot: Snapshot) -> dict[tuple[str, str], VariantKey]:
+    """Variant of each pod, by namespace and name."""
+    return {
+        (key.namespace, pod): key for key, workload in snapshot.workloads.items() for pod in workload.pods
+    }
 
 
 class _Shares:
@@ -95,9 +136,7 @@ class _Shares:
 
     def __init__(self, members: Mapping[GroupKey, Sequence[Member]], snapshot: Snapshot) -> None:
         self._group_of = {member.variant.key: key for key, its in members.items() for member in its}
-        self._owner = {
-            (key.namespace, pod): key for key, workload in snapshot.workloads.items() for pod in workload.pods
-        }
+        self._owner = _owners(snapshot)
         self._foreign = snapshot.foreign_pods
         self._ready: dict[str, dict[GroupKey, int]] = {}
         for key, its in members.items():
@@ -138,10 +177,15 @@ def _no_metrics(key: GroupKey, is_stale: bool) -> Hold:
     )
 
 
+def _first_known(value: float | None, fallback: float) -> float:
+    return fallback if value is None else value
+
+
 def _load(
     seen: Sequence[tuple[Signal, float]],
     counted_rpm: float | None,
     queued: float,
+    spread: Spread | None,
     tokens: Tokens,
     woken: bool,
 ) -> Load:
@@ -165,6 +209,8 @@ def _load(
         arrival_rpm=arrival_rpm,
         input_tokens=mean(((s.input_tokens, w) for s, w in weighted), fallback.input),
         output_tokens=mean(((s.output_tokens, w) for s, w in weighted), fallback.output),
+        input_cov=_first_known(spread.input_cov if spread else None, tokens.input_cov),
+        output_cov=_first_known(spread.output_cov if spread else None, tokens.output_cov),
         ttft_ms=mean(((s.ttft_ms, w) for s, w in weighted), 0.0),
         itl_ms=mean(((s.itl_ms, w) for s, w in weighted), 0.0),
         is_busy=arrival_rpm > 0 or in_flight > 0 or woken,

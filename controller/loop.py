@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from controller.actuate import Failure, Plan, apply, hold_all, plan
 from controller.analyze import Analysis, analyze
-from controller.collect import read_configuration, read_traffic, snapshot_of
+from controller.collect import models_on_moments, read_configuration, read_traffic, snapshot_of
 from controller.crd import Hold
 from controller.errors import ClusterError, OptimizerError, PrometheusError
+from controller.latency import compared, running_system
 from controller.metrics import PassFigures
+from controller.settings import Settings
 from controller.snapshot import Traffic
 from controller.stability import Memory
 
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
 
     from controller.actuate import Publisher, Writer
     from controller.collect import View
+    from controller.crd import VariantKey
     from controller.inventory import Inventory
+    from controller.latency import Compared
     from controller.prometheus import Query
-    from controller.settings import Prometheus, Settings
+    from controller.settings import Prometheus
     from controller.snapshot import Snapshot
-    from solver.schema import Response, System
+    from solver.schema import AnalyzeResponse, Response, System
 
 LOGGER = logging.getLogger("fleetopt.controller")
 
@@ -53,6 +57,9 @@ class Optimizer(Protocol):
 
     def optimize(self, system: System) -> Response:
         """Return the allocation of a system; raises OptimizerError."""
+
+    def analyze(self, system: System) -> AnalyzeResponse:
+        """Return what one replica of each server does at its load; raises OptimizerError."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +180,25 @@ def reconcile(
         decided = hold_all(snapshot, state.memory, Hold("OptimizationReady", "OptimizationFailed", failure))
     with watch.stage("actuate"):
         failures = apply(decided.decisions, edges.writer, edges.publisher, now.rfc3339)
+    with watch.stage("predict"):
+        latencies, unpredicted = _latencies(edges, analysis, snapshot, failure)
     return Outcome(
         state=State(decided.memory, snapshot.inventory),
         settings=settings,
         plan=decided,
-        figures=_figures(decided, failures, failure, watch.seconds, response, snapshot, now),
-        problems=_problems(snapshot, decided, failures, failure),
+        figures=replace(
+            _figures(decided, failures, failure, watch.seconds, response, snapshot, now), latencies=latencies
+        ),
+        problems=(*_problems(snapshot, decided, failures, failure), *unpredicted),
         system=analysis.system if analysis else None,
         response=response,
     )
 
 
 def run(
-    step: Callable[[State, Now], Outcome], wait: Callable[[float], bool], default_interval_s: float = 60.0
+    step: Callable[[State, Now], Outcome],
+    wait: Callable[[float, float], bool],
+    default: Settings | None = None,
 ) -> None:
     """Do passes until `wait` says that it is over.
 
@@ -194,20 +207,21 @@ def run(
     step : callable
         One pass, with what it reports.
     wait : callable
-        Waits so many seconds, less when something wakes it, and returns whether to stop.
-    default_interval_s : float
-        Between passes until one could read the settings.
+        Waits so many seconds, less when something wakes it, lets changes settle for so many, and returns
+        whether to stop.
+    default : Settings, optional
+        What counts until a pass could read the settings.
     """
-    state, interval_s, said = State(), default_interval_s, frozenset[str]()
+    state, settings, said = State(), default or Settings(), frozenset[str]()
     while True:
         start_s = time.monotonic()
         try:
             outcome = step(state, Now(start_s, datetime.now(UTC)))
-            state, interval_s, problems = outcome.state, outcome.settings.interval_s, outcome.problems
+            state, settings, problems = outcome.state, outcome.settings, outcome.problems
         except ClusterError as error:
             problems = (str(error),)
         said = _say_once(frozenset(problems), said)
-        if wait(max(interval_s - (time.monotonic() - start_s), 0.0)):
+        if wait(max(settings.interval_s - (time.monotonic() - start_s), 0.0), settings.settle_s):
             return
 
 
@@ -217,7 +231,23 @@ def _traffic(edges: Edges, snapshot: Snapshot) -> Traffic:
     settings = snapshot.configuration.settings
     models = [(variant.key.namespace, variant.model_id) for variant in snapshot.variants]
     with edges.connect(settings.prometheus) as query:
-        return read_traffic(query, settings, models)
+        return read_traffic(query, settings, models, models_on_moments(snapshot))
+
+
+def _latencies(
+    edges: Edges, analysis: Analysis | None, snapshot: Snapshot, failure: str
+) -> tuple[dict[VariantKey, Compared], tuple[str, ...]]:
+    """Compare latencies after everything was done: a service that fails now costs the predictions alone."""
+    if analysis is None:
+        return {}, ()
+    system = None if failure else running_system(analysis, snapshot)
+    if system is None:
+        return compared(analysis, snapshot, None), ()
+    try:
+        answer = edges.optimizer(snapshot.configuration.settings).analyze(system)
+    except OptimizerError as error:
+        return compared(analysis, snapshot, None), (f"latencies are not predicted: {error}",)
+    return compared(analysis, snapshot, answer), ()
 
 
 def _say_once(problems: frozenset[str], said: frozenset[str]) -> frozenset[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from controller.actuate import Decision
     from controller.crd import VariantKey
+    from controller.latency import Compared
 
 # The names of 2025 and of 2026.
 PREFIXES = ("inferno", "wva")
@@ -60,6 +61,8 @@ class PassFigures:
     gap : float or None
         Of the optimizer's answer; None: not proven.
     inventory_known : bool
+    latencies : mapping of VariantKey to Compared
+        Of the variants that run.
     """
 
     ok: bool
@@ -69,6 +72,7 @@ class PassFigures:
     failed_writes: int = 0
     gap: float | None = None
     inventory_known: bool = True
+    latencies: Mapping[VariantKey, Compared] = field(default_factory=dict)
 
 
 class VariantMetrics(Collector):
@@ -118,6 +122,8 @@ class VariantMetrics(Collector):
         with self._lock:
             self._rows = {}
             self._scalings.clear()
+            if self._last is not None:
+                self._last = replace(self._last, latencies={})
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metric families."""
@@ -128,6 +134,7 @@ class VariantMetrics(Collector):
         for prefix in PREFIXES:
             yield from _variant_families(prefix, rows, scalings)
         yield from _own_families(passes, failed_writes, last, last_ok_unix_s)
+        yield from _latency_families(last.latencies if last else {})
 
 
 def _row(decision: Decision, before: Row | None) -> Row | None:
@@ -172,6 +179,27 @@ def _variant_families(
     for (key, direction, reason), count in sorted(scalings.items()):
         scaling.add_metric((key.name, key.namespace, direction, reason), count)
     yield from (desired, current, ratio, scaling)
+
+
+def _latency_families(latencies: Mapping[VariantKey, Compared]) -> Iterable[Metric]:
+    labels = (*_VARIANT_LABELS, "kind")
+    ttft = GaugeMetricFamily(
+        "fleetopt_controller_ttft_milliseconds",
+        "Mean time to first token of what runs (law 1: predicted is the wait)",
+        labels=labels,
+    )
+    itl = GaugeMetricFamily(
+        "fleetopt_controller_itl_milliseconds", "Mean inter-token latency of what runs", labels=labels
+    )
+    for key, found in sorted(latencies.items()):
+        for kind, latency in (("predicted", found.predicted), ("observed", found.observed)):
+            values = (key.name, key.namespace, found.accelerator, kind)
+            # What is not known has no series: a zero or a NaN would be taken for a figure.
+            if latency.ttft_ms is not None:
+                ttft.add_metric(values, latency.ttft_ms)
+            if latency.itl_ms is not None:
+                itl.add_metric(values, latency.itl_ms)
+    yield from (ttft, itl)
 
 
 def _own_families(

@@ -150,7 +150,9 @@ def _option(
         remarks.append(
             f"the profile on {profile.acc} is for batches up to {profile.max_batch_size}, vLLM takes {batch}"
         )
-        profile = profile.model_copy(update={"max_batch_size": min(batch, 65_536), "at_tokens": 0})
+        profile = profile.model_copy(
+            update={"max_batch_size": min(batch, 65_536), "at_tokens": 0, "batch_sizes": []}
+        )
     if variant.cost_cents_per_h is not None:
         cost = variant.cost_cents_per_h
     elif price is not None:
@@ -182,6 +184,11 @@ def runs_on(member: Member) -> str:
     names = {option.accelerator for option in member.options}
     status = (member.variant.status.get("currentAlloc") or {}).get("accelerator", "")
     return next((name for name in (member.variant.accelerator_label, status) if name in names), "")
+
+
+def option_of(options: Sequence[Option], variant: VariantKey, accelerator: str) -> Option | None:
+    """Option of a variant on an accelerator, by its name in the price list."""
+    return next((o for o in options if o.variant == variant and o.accelerator == accelerator), None)
 
 
 def flag(variant: Variant, annotation: str, default: bool) -> bool:

@@ -1,27 +1,55 @@
-"""What the controller serves: metrics, health and wake-ups.
+"""What the controller serves: metrics and wake-ups on one address, health on another.
 
-======================  =====================================================================
-``GET /metrics``        what autoscalers and dashboards read
-``GET /healthz``        200 while the process runs, however long a pass takes
-``GET /readyz``         200 once the cluster and the resource were seen, leader or not; else 503
-``POST /wake``          ``?namespace=N&model=M``: a request waits for a model without replicas
-======================  =====================================================================
+=================  ====================================================================================
+``GET /metrics``   what autoscalers and dashboards read
+``POST /wake``     ``?namespace=N&model=M``: a request waits for a model without replicas
+``GET /healthz``   200 while the loop lives, however long a pass takes; 503 once it is dead or far overdue
+``GET /readyz``    200 once the cluster and the resource were seen, leader or not; else 503
+=================  ====================================================================================
 """
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from prometheus_client.registry import CollectorRegistry
+
+    from controller.health import Health
+
+LOGGER = logging.getLogger("fleetopt.controller")
+
+# Longest that a client may take to send a request, TLS handshake included.
+_CLIENT_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status code, a body and its content type, and further headers."""
+
+    status: int
+    body: bytes
+    kind: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# From a query to the answer, by method and path.
+Routes = Mapping[tuple[str, str], Callable[[Mapping[str, list[str]]], Answer]]
+# From the header ``Authorization``, a method and a path to the refusal; None: it is allowed.
+Gate = Callable[[str, str, str], Answer | None]
 
 
 class Signals:
@@ -32,7 +60,6 @@ class Signals:
         self._lock = threading.Lock()
         self._woken: set[tuple[str, str]] = set()
         self.stop = threading.Event()
-        self.ready = threading.Event()
 
     def change(self) -> None:
         """Say that the next pass should not wait."""
@@ -92,19 +119,60 @@ def address(text: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
+def metric_routes(registry: CollectorRegistry, signals: Signals) -> Routes:
+    """Return what is served to autoscalers and gateways."""
+
+    def wake(query: Mapping[str, list[str]]) -> Answer:
+        if not (query.get("namespace") and query.get("model")):
+            return Answer(400, b"namespace and model are needed\n")
+        signals.wake(query["namespace"][0], query["model"][0])
+        return Answer(202, b"ok\n")
+
+    return {
+        ("GET", "/metrics"): lambda _: Answer(200, generate_latest(registry), CONTENT_TYPE_LATEST),
+        ("POST", "/wake"): wake,
+    }
+
+
+def probe_routes(health: Health) -> Routes:
+    """Return what is served to the kubelet."""
+
+    def alive(_: Mapping[str, list[str]]) -> Answer:
+        failure = health.failure
+        return Answer(503, f"{failure}\n".encode()) if failure else Answer(200, b"ok\n")
+
+    def ready(_: Mapping[str, list[str]]) -> Answer:
+        return Answer(200, b"ok\n") if health.ready else Answer(503, b"the cluster was not seen yet\n")
+
+    return {("GET", "/healthz"): alive, ("GET", "/readyz"): ready}
+
+
 @contextmanager
-def serving(at: tuple[str, int], registry: CollectorRegistry, signals: Signals) -> Iterator[int]:
+def serving(
+    at: tuple[str, int],
+    routes: Routes,
+    *,
+    context: Callable[[], ssl.SSLContext] | None = None,
+    gate: Gate | None = None,
+) -> Iterator[int]:
     """Serve in threads of their own, and give the port.
 
     Parameters
     ----------
     at : (str, int)
-        Host and port; an empty host is every address, port 0 any free one.
-    registry : CollectorRegistry
-    signals : Signals
+        Host and port; an empty host is every address of IPv4 and IPv6, port 0 any free one.
+    routes : mapping
+    context : callable, optional
+        The TLS context of the next connection; without, plain HTTP.
+    gate : callable, optional
+        Who may have an answer; without, everybody.
+
+    Raises
+    ------
+    OSError
+        When nothing can listen there.
     """
-    server = ThreadingHTTPServer(at, _handler(registry, signals))
-    server.daemon_threads = True
+    server = _Server(_listener(at), _handler(routes, gate), context)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     thread.start()
     try:
@@ -115,37 +183,77 @@ def serving(at: tuple[str, int], registry: CollectorRegistry, signals: Signals) 
         server.server_close()
 
 
-def _handler(registry: CollectorRegistry, signals: Signals) -> type[BaseHTTPRequestHandler]:
+def _listener(at: tuple[str, int]) -> socket.socket:
+    host, port = at
+    if host:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server(at, family=family)
+    try:
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    except (OSError, ValueError):
+        # A machine without IPv6.
+        return socket.create_server(at)
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers on a socket that listens already, each connection in a thread, over TLS with a context."""
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        handler: type[BaseHTTPRequestHandler],
+        context: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
+        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_port = listener.getsockname()[1]
+        self._context = context
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; the handshake is left to its thread, where a slow client holds up nobody."""
+        connection, client = super().get_request()
+        if self._context is None:
+            return connection, client
+        secure = self._context().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return secure, client
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that break off or speak no TLS are no news."""
+        LOGGER.debug("a request from %s failed", client_address, exc_info=True)
+
+
+def _handler(routes: Routes, gate: Gate | None) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = _CLIENT_LIMIT_S
+
         def do_GET(self) -> None:
-            path = urlsplit(self.path).path
-            if path == "/metrics":
-                self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
-            elif path == "/healthz":
-                self._answer(200, b"ok\n")
-            elif path == "/readyz":
-                ready = signals.ready.is_set()
-                self._answer(200 if ready else 503, b"ok\n" if ready else b"the cluster was not seen yet\n")
-            else:
-                self._answer(404, b"not found\n")
+            self._reply(self._answer())
 
         def do_POST(self) -> None:
-            url = urlsplit(self.path)
-            query = parse_qs(url.query)
-            if url.path != "/wake":
-                self._answer(404, b"not found\n")
-            elif not (query.get("namespace") and query.get("model")):
-                self._answer(400, b"namespace and model are needed\n")
-            else:
-                signals.wake(query["namespace"][0], query["model"][0])
-                self._answer(202, b"ok\n")
+            self._reply(self._answer())
 
-        def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+        def _answer(self) -> Answer:
+            url = urlsplit(self.path)
+            route = routes.get((self.command, url.path))
+            if route is None:
+                return Answer(404, b"not found\n")
+            if gate is not None:
+                refusal = gate(self.headers.get("Authorization", ""), self.command, url.path)
+                if refusal is not None:
+                    return refusal
+            return route(parse_qs(url.query))
+
+        def _reply(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.kind)
+            self.send_header("Content-Length", str(len(answer.body)))
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer.body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Probes and scrapes are no news."""

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 SaturationPolicy = Literal["None", "PriorityExhaustive", "PriorityRoundRobin", "RoundRobin"]
 Actuation = Literal["metrics", "scale"]
+QueueModel = Literal["reference", "moments"]
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -99,6 +100,14 @@ class Settings:
         Share of the replicas that a scale-down must save, 0..1.
     default_input_tokens, default_output_tokens : float
         Of a request, for demand before the first request was seen, >= 0.
+    queue_model : {"reference", "moments"}
+        Queue model of law 3, for profiles that name none.
+    shape_window : str
+        Range over which the variation of request lengths is counted, as a PromQL duration.
+    owner_reference : bool
+        Whether a variant gets its target as its owner, so that it is deleted with it.
+    settle_s : float
+        Time in which changes of objects are gathered before the pass that they wake, >= 0.
     actuate : {"metrics", "scale"}
         Whether the controller only publishes, or scales the target itself.
     """
@@ -123,6 +132,10 @@ class Settings:
     min_gain: float = 0.0
     default_input_tokens: float = 512.0
     default_output_tokens: float = 256.0
+    queue_model: QueueModel = "reference"
+    shape_window: str = "10m"
+    owner_reference: bool = False
+    settle_s: float = 1.0
     actuate: Actuation = "metrics"
 
 
@@ -246,6 +259,10 @@ KEYS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "FLEETOPT_MIN_GAIN": ("min_gain", _share),
     "FLEETOPT_DEFAULT_INPUT_TOKENS": ("default_input_tokens", _amount),
     "FLEETOPT_DEFAULT_OUTPUT_TOKENS": ("default_output_tokens", _amount),
+    "FLEETOPT_QUEUE_MODEL": ("queue_model", _one_of("reference", "moments")),
+    "FLEETOPT_SHAPE_WINDOW": ("shape_window", _promql_duration),
+    "FLEETOPT_OWNER_REFERENCE": ("owner_reference", parse_flag),
+    "FLEETOPT_SETTLE": ("settle_s", parse_duration),
     "FLEETOPT_ACTUATE": ("actuate", _one_of("metrics", "scale")),
 }
 

@@ -17,7 +17,7 @@ from controller.inventory import PRODUCT_LABELS, spec_gpus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from controller.configmaps import AcceleratorCost, ClassEntry
+    from controller.configmaps import AcceleratorCost, ClassEntry, ZeroRule
     from controller.crd import Variant, VariantKey
     from controller.inventory import Inventory
     from controller.settings import Settings
@@ -119,6 +119,25 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How much the lengths of a model's requests vary.
+
+    Attributes
+    ----------
+    model : str
+    namespace : str
+        Empty where the series have no such label.
+    input_cov, output_cov : float or None
+        Coefficients of variation of the tokens; None: not known.
+    """
+
+    model: str
+    namespace: str
+    input_cov: float | None = None
+    output_cov: float | None = None
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What Prometheus answered.
 
@@ -126,12 +145,15 @@ class Traffic:
     ----------
     signals : tuple of Signal
     demands : tuple of Demand
+    spreads : tuple of Spread
+        Of the models whose law asks for them.
     problems : tuple of str
         What could not be asked, in words.
     """
 
     signals: tuple[Signal, ...] = ()
     demands: tuple[Demand, ...] = ()
+    spreads: tuple[Spread, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -147,6 +169,8 @@ class Configuration:
     profiles : tuple of ModelProfile
     capacity : mapping of str to int
         Upper limits of cards, by device or accelerator.
+    zero_rules : tuple of ZeroRule
+        Models that may have no replicas.
     problems : tuple of str
         What could not be used, in words.
     """
@@ -156,6 +180,7 @@ class Configuration:
     classes: tuple[ClassEntry, ...] = ()
     profiles: tuple[ModelProfile, ...] = ()
     capacity: Mapping[str, int] = field(default_factory=dict)
+    zero_rules: tuple[ZeroRule, ...] = ()
     problems: tuple[str, ...] = ()
 
 

@@ -30,10 +30,12 @@ class Recommendation(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Mean size of a request."""
+    """Mean size of a request, and the coefficients of variation."""
 
     input: float
     output: float
+    input_cov: float = 0.0
+    output_cov: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -435,6 +435,7 @@ def test_process_becomes_ready_acts_and_ends(
         "--leader-elect=true",
         "--actuate=scale",
         f"--metrics-bind-address=127.0.0.1:{metrics}",
+        "--metrics-secure=false",
         f"--health-probe-bind-address=127.0.0.1:{probes}",
     )
     try:

@@ -1,135 +1,384 @@
 """What is shipped: the API server takes it, the samples work, and copies agree."""
 
 import json
+import os
 import re
-import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster_tools import DEPLOY, Admin, binaries, control_plane, deployment, needs_cluster, node
+from cluster_tools import DEPLOY, SYSTEM, Admin, control_plane, deployment, needs_cluster, node
+from control_plane import ControlPlane
 from controller_tools import nodes
+from processes import BUILD, binary, cache_folder, find_binary, missing
+from prometheus_tools import free_port, get, needs_prometheus, wait_until
 
 from controller.actuate import plan
 from controller.analyze import analyze
 from controller.collect import View, read_configuration, snapshot_of
+from controller.configmaps import SETTINGS_SUFFIX
 from controller.crd import parse_variant
+from controller.flags import read_options
 from controller.metrics import PassFigures, VariantMetrics
+from controller.settings import KEYS, PROMETHEUS_KEYS
 from controller.snapshot import Signal, Traffic
 from controller.stability import Memory
+from solver.telemetry import Metrics
 
 CHART = DEPLOY / "helm" / "fleetopt"
-FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # resources of other projects
+CRDS = cache_folder() / "crds"
 
 
-def helm() -> str | None:
-    folder = binaries()
-    found = shutil.which("helm")
-    return found or (str(folder / "helm") if folder and (folder / "helm").is_file() else None)
-
-
-needs_helm = pytest.mark.skipif(helm() is None, reason="needs helm")
+needs_helm = pytest.mark.skipif(find_binary("helm") is None, reason="; ".join(missing(["helm"])) or "helm")
+needs_kubectl = pytest.mark.skipif(
+    find_binary("kubectl") is None, reason="; ".join(missing(["kubectl"])) or "kubectl"
+)
+needs_crds = pytest.mark.skipif(
+    not list(CRDS.glob("*.yaml")),
+    reason=f"needs the definitions of KEDA and of the Prometheus operator: {BUILD}",
+)
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def run_helm(*arguments: str) -> str:
-    command = helm()
-    assert command
-    done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([binary(program), *arguments], capture_output=True, text=True, check=False)
+
+
+def output_of(program: str, *arguments: str) -> str:
+    done = run(program, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def rendered(*options: str, namespace: str = "fleet") -> list[dict[str, Any]]:
+    """Objects of the chart."""
+    text = output_of("helm", "template", "fleetopt", str(CHART), f"--namespace={namespace}", *options)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {document["metadata"]["name"]: document for document in found if document["kind"] == kind}
+
+
+def container(deployment: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = (c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == name)
+    return found
+
+
 @pytest.fixture(scope="module")
-def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with control_plane(tmp_path_factory.mktemp("plane")) as running:
-        found = Admin(running)
-        found.prepare()
-        found.namespace("llm")
-        yield found
+        yield running
 
 
-SAMPLES = sorted(
-    path for path in (DEPLOY / "samples").glob("*.yaml") if not path.name.endswith("values.yaml")
-)
-KUSTOMIZE = sorted(p for p in (DEPLOY / "kustomize").rglob("*.yaml") if p.name != "kustomization.yaml")
+@pytest.fixture(scope="module")
+def admin(plane: ControlPlane) -> Admin:
+    found = Admin(plane)
+    found.prepare()
+    for path in CRDS.glob("*.yaml"):
+        plane.apply_file(path)
+    for name in ("llm", "fleet"):
+        found.namespace(name)
+    return found
+
+
+SAMPLES = [
+    *sorted(path for path in (DEPLOY / "samples").glob("*.yaml") if not path.name.endswith("values.yaml")),
+    DEPLOY / "kind" / "model-server.yaml",
+]
 
 
 @needs_cluster
-@pytest.mark.parametrize("path", [*SAMPLES, *KUSTOMIZE], ids=lambda path: path.name)
-def test_api_server_takes_the_manifests(path: Path, admin: Admin) -> None:
+@needs_crds
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
+def test_api_server_takes_the_samples(path: Path, admin: Admin) -> None:
     for document in documents(path):
-        if document["kind"] not in FOREIGN:
-            admin.apply(document)
+        admin.apply(document)
+
+
+@needs_cluster
+@needs_kubectl
+@pytest.mark.parametrize("folder", ["kustomize", "overlays/scale", "overlays/secure-metrics"])
+def test_api_server_takes_what_kustomize_makes(folder: str, admin: Admin) -> None:
+    found = yaml.safe_load_all(output_of("kubectl", "kustomize", str(DEPLOY / folder)))
+    kinds = set()
+    for document in found:
+        admin.apply(document)
+        kinds.add(document["kind"])
+    assert {"CustomResourceDefinition", "Deployment", "ClusterRole", "ConfigMap"} <= kinds
 
 
 def test_kustomize_names_every_file() -> None:
-    for folder in (DEPLOY / "kustomize", DEPLOY / "kustomize" / "scale", DEPLOY / "crd"):
+    folders = (DEPLOY / "crd", *(path.parent for path in (DEPLOY / "kustomize").rglob("kustomization.yaml")))
+    for folder in folders:
         (document,) = documents(folder / "kustomization.yaml")
         named = {name for name in document["resources"] if name.endswith(".yaml")}
         assert named == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
 
 
+# Every optional object.
+EVERYTHING = [
+    "--set=serviceMonitor.enabled=true,prometheusRule.enabled=true,networkPolicy.enabled=true",
+    "--set=podDisruptionBudget.enabled=true,controller.actuate=scale,controller.watchNamespace=llm",
+    "--set=controller.record=file,controller.ownerReferences=true,controller.replicas=2",
+    "--set=metrics.secure=true,metrics.certSecret=cert,metrics.readers[0].name=p,metrics.readers[0].namespace=m",
+    "--set=metrics.wakers[0].name=gateway,metrics.wakers[0].namespace=llm",
+    "--set=rbac.targets[0].group=apps,rbac.targets[0].resource=statefulsets,rbac.clusterRoles[0]=view",
+    "--set=networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.metrics=enabled",
+    "--set=acceleratorUnitCosts.A100.device=NVIDIA-A100-PCIE-80GB,acceleratorUnitCosts.A100.cost=40",
+    "--set=serviceClasses.premium\\.yaml=name: Premium,modelProfiles.m=[]",
+    "--set=autoscalers[0].name=a,autoscalers[0].namespace=llm,autoscalers[0].maxReplicas=3",
+    "--set=autoscalers[1].name=b,autoscalers[1].namespace=llm,autoscalers[1].maxReplicas=3,autoscalers[1].kind=keda",
+]
+
 VALUES: dict[str, list[str]] = {
     "default": [],
-    "everything": [
-        "--set=serviceMonitor.enabled=true,prometheusRule.enabled=true,networkPolicy.enabled=true",
-        "--set=podDisruptionBudget.enabled=true,controller.actuate=scale,controller.watchNamespace=llm",
-        "--set=acceleratorUnitCosts.A100.device=NVIDIA-A100-PCIE-80GB,acceleratorUnitCosts.A100.cost=40",
-        "--set=autoscalers[0].name=a,autoscalers[0].namespace=llm,autoscalers[0].maxReplicas=3",
-        "--set=autoscalers[1].name=b,autoscalers[1].namespace=llm,autoscalers[1].maxReplicas=3,autoscalers[1].kind=keda",
-    ],
+    "everything": EVERYTHING,
+    "everything in one pod": [*EVERYTHING, "--set=mode=onePod"],
     "controller alone": ["--set=optimizer.enabled=false,optimizerUrl=http://elsewhere:8080"],
-    "service alone": ["--set=controller.enabled=false"],
+    "service alone": [
+        "--set=controller.enabled=false,networkPolicy.enabled=true,serviceMonitor.enabled=true"
+    ],
     "openshift": [f"--values={CHART / 'values-openshift.yaml'}"],
+    "metrics of its own certificate": ["--set=metrics.secure=true,serviceMonitor.enabled=true"],
 }
 
 
 @needs_helm
 @needs_cluster
+@needs_crds
 @pytest.mark.parametrize("values", VALUES)
-def test_api_server_takes_what_the_chart_renders(values: str, admin: Admin) -> None:
-    run_helm("lint", "--strict", str(CHART), *VALUES[values])
-    admin.namespace("fleet")
-    rendered = run_helm("template", "fleetopt", str(CHART), "--namespace=fleet", *VALUES[values])
-    found = [document for document in yaml.safe_load_all(rendered) if document]
+def test_api_server_takes_what_the_chart_renders(values: str, plane: ControlPlane, admin: Admin) -> None:
+    output_of("helm", "lint", "--strict", str(CHART), *VALUES[values])
+    found = rendered(*VALUES[values])
     assert found
     for document in found:
-        if document["kind"] not in FOREIGN:
-            admin.apply(document)
+        plane.apply(document, dry_run=True)
 
 
 @needs_helm
-def test_chart_refuses_values_that_are_wrong() -> None:
-    command = helm()
-    assert command
-    for wrong in ("controller.actuate=maybe", "optimiser.enabled=true", "optimizer.replicas=0"):
-        done = subprocess.run(
-            [command, "template", "x", str(CHART), f"--set={wrong}"], capture_output=True, check=False
-        )
-        assert done.returncode != 0, wrong
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("controller.actuate=maybe", "/controller/actuate"),
+        ("optimiser.enabled=true", "optimiser"),
+        ("optimizer.replicas=0", "/optimizer/replicas"),
+        ("optimizerUrl=elsewhere:8080", "/optimizerUrl"),
+        ("mode=threePods", "/mode"),
+        ("controller.record=/tmp/x", "/controller/record"),
+        ("settings.GLOBAL_OPT_INTERVALL=60s", "GLOBAL_OPT_INTERVALL"),
+        ("settings.WVA_SCALE_TO_ZERO=true", "/settings/WVA_SCALE_TO_ZERO"),
+        ("serviceMonitor.intervall=5s", "intervall"),
+        ("acceleratorUnitCosts.A100.cost=40", "device"),
+        ("autoscalers[0].name=a", "namespace"),
+        ("metrics.readers[0].name=prometheus", "namespace"),
+        ("optimizer.enabled=false", "optimizerUrl has to name the service"),
+        ("mode=onePod,optimizer.replicas=2", "set controller.replicas"),
+        ("mode=onePod,optimizer.enabled=false", "onePod needs optimizer.enabled"),
+    ],
+)
+def test_chart_refuses_values_that_are_wrong(wrong: str, said: str) -> None:
+    done = run("helm", "template", "x", str(CHART), f"--set={wrong}")
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_schema_of_the_chart_knows_every_setting() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    pattern = schema["properties"]["settings"]["propertyNames"]["pattern"]
+    assert [key for key in (*KEYS, *PROMETHEUS_KEYS) if not re.search(pattern, key)] == []
+
+
+@needs_helm
+def test_controller_takes_the_arguments_of_the_chart() -> None:
+    for values in VALUES.values():
+        for name, found in of_kind(rendered(*values), "Deployment").items():
+            if name.endswith("-controller"):
+                command, *arguments = container(found, "controller")["args"]
+                assert command == "controller"
+                options = read_options(arguments, {}, "fleetopt-controller")
+                assert options.unused == []
+                assert options.leader_elect
+                ports = {p["name"]: p["containerPort"] for p in container(found, "controller")["ports"]}
+                assert options.metrics_bind_address == ("", ports["metrics"])
+                assert options.health_probe_bind_address == ("", ports["probes"])
+
+
+@needs_helm
+def test_service_and_controller_find_each_other() -> None:
+    for values, address in (
+        ([], "http://fleetopt-optimizer.fleet.svc.cluster.local:8080"),
+        (["--set=mode=onePod"], "http://localhost:8090"),
+        (VALUES["controller alone"], "http://elsewhere:8080"),
+    ):
+        found = rendered(*values)
+        (settings,) = of_kind(found, "ConfigMap").values()
+        assert settings["metadata"]["name"].endswith(SETTINGS_SUFFIX)
+        assert settings["data"]["FLEETOPT_OPTIMIZER_URL"] == address
+    (pod,) = of_kind(rendered("--set=mode=onePod"), "Deployment").values()
+    service = container(pod, "optimizer")
+    assert service["ports"] == [{"name": "http", "containerPort": 8090}]
+    assert service["args"][:5] == ["serve", "--host", "0.0.0.0", "--port", "8090"]
+
+
+@needs_helm
+def test_only_the_controller_has_a_token() -> None:
+    """In one pod too: the service reads documents that clients send, and needs nothing of the cluster."""
+    for values in ([], ["--set=mode=onePod"], VALUES["everything"]):
+        for found in of_kind(rendered(*values), "Deployment").values():
+            spec = found["spec"]["template"]["spec"]
+            assert spec["automountServiceAccountToken"] is False
+            tokens = {
+                volume["name"]
+                for volume in spec["volumes"]
+                if any(
+                    "serviceAccountToken" in source
+                    for source in volume.get("projected", {}).get("sources", ())
+                )
+            }
+            holders = {
+                c["name"] for c in spec["containers"] if tokens & {m["name"] for m in c["volumeMounts"]}
+            }
+            assert holders == ({"controller"} if tokens else set())
+            assert bool(tokens) == any(c["name"] == "controller" for c in spec["containers"])
+
+
+@needs_helm
+def test_containers_run_without_rights() -> None:
+    for values in VALUES.values():
+        for found in of_kind(rendered(*values), "Deployment").values():
+            spec = found["spec"]["template"]["spec"]
+            assert spec["securityContext"]["runAsNonRoot"] is True
+            for each in spec["containers"]:
+                assert each["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                }
+
+
+def rules(found: list[dict[str, Any]], kind: str) -> list[Any]:
+    return [rule for d in found if d["kind"] == kind for rule in d["rules"]]
 
 
 @needs_helm
 def test_chart_and_kustomize_grant_the_same() -> None:
-    def rules(found: list[dict[str, Any]], kind: str) -> list[Any]:
-        return [rule for d in found if d["kind"] == kind for rule in d["rules"]]
+    folder = DEPLOY / "kustomize"
+    shipped = [d for name in ("", "scale", "secure-metrics") for d in documents(folder / name / "rbac.yaml")]
+    of_chart = rendered("--set=controller.actuate=scale,metrics.secure=true")
+    assert rules(of_chart, "ClusterRole") == rules(shipped, "ClusterRole")
+    assert rules(of_chart, "Role") == rules(shipped, "Role")
 
-    rendered = [
-        d for d in yaml.safe_load_all(run_helm("template", "x", str(CHART), *VALUES["everything"])) if d
+
+@needs_helm
+def test_permissions_are_there_only_where_they_are_needed() -> None:
+    default = rules(rendered(), "ClusterRole")
+
+    def added(*options: str) -> list[Any]:
+        return [rule for rule in rules(rendered(*options), "ClusterRole") if rule not in default]
+
+    assert [v for rule in default for v in rule["verbs"] if v not in ("list", "watch")] == ["patch", "create"]
+    assert added("--set=controller.actuate=scale") == [
+        {"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["patch"]}
     ]
-    shipped = [
-        *documents(DEPLOY / "kustomize" / "rbac.yaml"),
-        *documents(DEPLOY / "kustomize" / "scale" / "rbac.yaml"),
+    assert added("--set=controller.ownerReferences=true") == [
+        {"apiGroups": ["llmd.ai"], "resources": ["variantautoscalings"], "verbs": ["patch"]}
     ]
-    assert rules(rendered, "ClusterRole") == rules(shipped, "ClusterRole")
-    assert rules(rendered, "Role") == rules(shipped, "Role")
+    assert added("--set=rbac.targets[0].group=apps,rbac.targets[0].resource=statefulsets") == [
+        {"apiGroups": ["apps"], "resources": ["statefulsets"], "verbs": ["get"]},
+        {"apiGroups": ["apps"], "resources": ["statefulsets/scale"], "verbs": ["get"]},
+    ]
+    assert {r for rule in added("--set=metrics.secure=true") for r in rule.get("resources", ())} == {
+        "tokenreviews",
+        "subjectaccessreviews",
+    }
+    (settings,) = of_kind(rendered("--set=controller.ownerReferences=true"), "ConfigMap").values()
+    assert settings["data"]["FLEETOPT_OWNER_REFERENCE"] == "true"
+
+
+@needs_helm
+def test_network_policies_let_in_whom_they_name() -> None:
+    def sources(name: str, *options: str) -> list[Any]:
+        policy = of_kind(rendered("--set=networkPolicy.enabled=true", *options), "NetworkPolicy")[name]
+        return [source for rule in policy["spec"]["ingress"] or () for source in rule.get("from", ["all"])]
+
+    prometheus = {"namespaceSelector": {"matchLabels": {"metrics": "enabled"}}}
+    named = "--set=networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.metrics=enabled"
+    (controller,) = sources("fleetopt-optimizer")
+    assert controller["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "controller"
+    assert sources("fleetopt-optimizer", named) == [controller, prometheus]
+    assert sources("fleetopt-optimizer", "--set=controller.enabled=false") == []
+    assert sources("fleetopt-controller") == ["all"]
+    assert sources("fleetopt-controller", named) == [prometheus]
+    assert sources("fleetopt-controller", named, "--set=mode=onePod") == [prometheus, prometheus]
+
+
+@needs_helm
+def test_monitor_of_secure_metrics_shows_a_token() -> None:
+    def endpoint(*options: str) -> dict[str, Any]:
+        found = rendered("--set=serviceMonitor.enabled=true,metrics.secure=true", *options)
+        (found_endpoint,) = of_kind(found, "ServiceMonitor")["fleetopt-controller"]["spec"]["endpoints"]
+        return found_endpoint
+
+    own = endpoint()
+    assert own["scheme"] == "https"
+    assert own["bearerTokenFile"].startswith("/var/run/secrets/")
+    assert own["tlsConfig"] == {"insecureSkipVerify": True}
+    given = endpoint(
+        "--set=metrics.certSecret=cert,serviceMonitor.tokenSecret.name=t,serviceMonitor.tokenSecret.key=k"
+    )
+    assert given["authorization"] == {"credentials": {"name": "t", "key": "k"}}
+    assert given["tlsConfig"]["serverName"] == "fleetopt-controller-metrics.fleet.svc"
+
+
+@needs_helm
+def test_variants_without_a_decision_keep_their_replicas() -> None:
+    """KEDA takes an empty answer for zero, and would end every replica while the controller starts."""
+    shipped = documents(DEPLOY / "samples" / "keda-scaledobject.yaml")
+    for found in (*shipped, *of_kind(rendered(*EVERYTHING), "ScaledObject").values()):
+        (trigger,) = found["spec"]["triggers"]
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert trigger["metadata"]["threshold"] == "1"
+        assert trigger["metricType"] == "AverageValue"
+
+
+@needs_helm
+def test_autoscalers_go_up_faster_than_down() -> None:
+    found = rendered(*EVERYTHING)
+    behaviors = [hpa["spec"]["behavior"] for hpa in of_kind(found, "HorizontalPodAutoscaler").values()]
+    for document in (
+        *of_kind(found, "ScaledObject").values(),
+        *documents(DEPLOY / "samples" / "keda-scaledobject.yaml"),
+    ):
+        behaviors.append(document["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"])
+    behaviors += [document["spec"]["behavior"] for document in documents(DEPLOY / "samples" / "hpa.yaml")]
+    assert len(behaviors) == 4
+    for behavior in behaviors:
+        (up,), (down,) = (behavior[way]["policies"] for way in ("scaleUp", "scaleDown"))
+        assert up["value"] / up["periodSeconds"] > down["value"] / down["periodSeconds"]
+        # The controller has waited before it asks for less.
+        assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 0
+
+
+def test_adapter_takes_the_largest_of_several_series() -> None:
+    (values,) = documents(DEPLOY / "samples" / "prometheus-adapter-values.yaml")
+    names = set()
+    for rule in values["rules"]["external"]:
+        name = rule["name"]["as"]
+        names.add(name)
+        assert (
+            rule["metricsQuery"]
+            == f"max by (variant_name, exported_namespace) ({name}{{<<.LabelMatchers>>}})"
+        )
+    assert names == {"inferno_desired_replicas", "wva_desired_replicas"}
 
 
 def test_resource_definition_of_the_chart_is_the_one() -> None:
@@ -158,19 +407,95 @@ def test_samples_work_together() -> None:
     assert len(plan(analysis, None, seen, 0.0).decisions) == 3
 
 
-def test_dashboard_shows_metrics_that_there_are() -> None:
+def names_in(text: str) -> set[str]:
+    """Metrics that a PromQL expression names."""
+    return set(re.findall(r"\b(?:inferno|wva|fleetopt)_\w+", text))
+
+
+def there_are() -> set[str]:
+    """Metrics of the controller and of the service, as a scrape names them."""
     metrics = VariantMetrics()
     metrics.passed(PassFigures(ok=True, at_unix_s=0.0, gap=0.0))
-    there = {
+    found = {
         f"{family.name}_total" if family.type == "counter" else family.name for family in metrics.collect()
     }
+    text, _ = Metrics().render("text/plain")
+    of_service = set(re.findall(r"^# TYPE (\w+) \w+$", text.decode(), re.MULTILINE))
+    histograms = set(re.findall(r"^# TYPE (\w+) histogram$", text.decode(), re.MULTILINE))
+    return found | of_service | {f"{name}_{end}" for name in histograms for end in ("bucket", "sum", "count")}
+
+
+def test_dashboard_shows_metrics_that_there_are() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "fleetopt.json").read_text())
-    shown = {
-        name
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"\b(?:inferno|wva|fleetopt)_\w+", target["expr"])
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = {name for expression in expressions for name in names_in(expression)}
+    assert shown
+    assert shown <= there_are()
+
+
+@needs_helm
+@needs_prometheus
+def test_alerts_are_rules_on_metrics_that_there_are(tmp_path: Path) -> None:
+    (rule,) = of_kind(rendered("--set=prometheusRule.enabled=true"), "PrometheusRule").values()
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    output_of("promtool", "check", "rules", str(tmp_path / "rules.yaml"))
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    assert {name for alert in alerts for name in names_in(alert["expr"])} <= there_are()
+    # What Helm would have taken for its own is left for Prometheus.
+    assert "{{ $labels.reason }}" in "".join(alert["annotations"]["summary"] for alert in alerts)
+
+
+# --- the image ---
+
+
+def test_image_has_what_its_dockerfile_copies() -> None:
+    root = DEPLOY.parent
+    kept = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = re.findall(
+        r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", (root / "Dockerfile").read_text(), re.MULTILINE
+    )
+    for source in " ".join(copied).split():
+        assert (root / source).exists()
+        assert any(source == path or source.startswith(f"{path}/") for path in kept), source
+
+
+@needs_cluster
+def test_manager_runs_service_and_controller_as_one(
+    plane: ControlPlane, admin: Admin, tmp_path: Path
+) -> None:
+    """As the reference's Deployment starts it: ``/manager`` with its arguments, and no service anywhere."""
+    bin_folder = str(Path(sys.executable).parent)
+    environ = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "KUBECONFIG": str(plane.kubeconfig(tmp_path / "kubeconfig")),
+        "POD_NAMESPACE": SYSTEM,
     }
-    assert shown <= there
-    rules = (CHART / "templates" / "monitoring.yaml").read_text()
-    assert set(re.findall(r"fleetopt_controller_\w+", rules)) <= there
+    probes = free_port()
+    arguments = ["--leader-elect=true", f"--health-probe-bind-address=:{probes}", "--metrics-secure=false"]
+    command = [sys.executable, str(DEPLOY / "image" / "manager.py"), *arguments]
+
+    def children(process: subprocess.Popen[str]) -> dict[str, int]:
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in listed}
+        names = {"fleetopt serve ": "service", "fleetopt-controller ": "controller"}
+        return {
+            names[name]: int(pid)
+            for pid, command in commands.items()
+            for name in names
+            if f"/{name}" in command
+        }
+
+    for victim in ("manager", "service"):
+        with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_until(lambda: get(f"http://127.0.0.1:{probes}/readyz") == "ok\n")
+                both = children(process)
+                assert set(both) == {"service", "controller"}
+                os.kill(process.pid if victim == "manager" else both[victim], signal.SIGTERM)
+                _, errors = process.communicate(timeout=60)
+            finally:
+                process.terminate()
+        assert process.returncode == (0 if victim == "manager" else 1), errors
+        for pid in both.values():
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
