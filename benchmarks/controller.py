@@ -407,6 +407,12 @@ def peak_mb(pid: int) -> float:
     raise SystemExit("this system does not say how much memory a process has used")
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(folder: Path, variants: int, namespaces: int, passes: int) -> list[tuple[str, str, str]]:
     """Return the rows of the table: what, how much, goal."""
     found = places(variants, namespaces)
@@ -483,10 +489,11 @@ def follow(
     say(f"first pass after {first_s:.1f} s; waiting for quiet ones")
 
     quiet: list[Pass] = []
-    asked = [queries_of(prometheus_url)]
+    asked, used = [queries_of(prometheus_url)], [cpu_s(controller.pid)]
     while len(quiet) < passes:
         after = record.next(daemons)
         asked.append(queries_of(prometheus_url))
+        used.append(cpu_s(controller.pid))
         if after.record["problems"]:
             raise SystemExit("the pass has problems: " + "; ".join(after.record["problems"][:3]))
         # The watches of the start wake the second pass at once; it settles what the first one wrote.
@@ -501,6 +508,8 @@ def follow(
     whole = [each.end_unix_s - start for each, start in zip(quiet, starts, strict=True)]
     apart = [seconds - each.solve_s for seconds, each in zip(whole, quiet, strict=True)]
     queries = max(b - a for a, b in itertools.pairwise(asked))
+    # Between the ends of two quiet passes, the watches and the Lease included.
+    spent = [b - a for a, b in itertools.pairwise(used[-len(quiet) - 1 :])]
     peak = peak_mb(controller.pid)
     say("ending the controller")
     os.kill(controller.pid, signal.SIGTERM)
@@ -513,6 +522,7 @@ def follow(
         ("quiet pass apart from the solve", f"{statistics.median(apart):.2f} s", f"< {GOAL_SECONDS:g} s"),
         ("its stages, with the service's answer", stages, ""),
         ("whole quiet pass, with the record", f"{statistics.median(whole):.2f} s", ""),
+        ("processor time of the controller in it", f"{statistics.median(spent):.2f} s", ""),
         ("service", f"{statistics.median(each.solve_s for each in quiet):.2f} s", ""),
         ("Prometheus queries in a pass", str(queries), f"<= {GOAL_QUERIES}"),
         (f"writes in {len(quiet)} quiet passes", str(len(writes)), str(GOAL_WRITES)),

@@ -33,13 +33,14 @@ from scipy.sparse import csr_matrix, hstack
 from solver import backends, schema
 from solver.backends.greedy import greedy
 from solver.check import score
-from solver.convert import size_fleet, to_problem
+from solver.convert import to_problem
 from solver.curves import Curves
 from solver.formulate import formulate
 from solver.milp import SolveOptions
 from solver.optimize import RequestOptions, optimize_json
 from solver.problem import NO_LIMIT, Inventory
 from solver.reduce import dominated, keep
+from solver.sizing import size_fleet
 from solver.solve import solve
 
 if TYPE_CHECKING:

@@ -128,8 +128,9 @@ def analyze(snapshot: Snapshot, memory: Memory, now_s: float) -> Analysis:
         variants = tuple(member.variant for member in its)
         server = f"{variants[0].key.name}:{key.namespace}"
         options = named_options(its, snapshot)
-        own = {variant.key: load} if len(its) == 1 else own_loads
-        own = {v.key: own[v.key] for v in variants if v.key in own}
+        # A variant alone has the whole load, also where its series have no pods.
+        told_apart = {variants[0].key: load} if len(variants) == 1 else own_loads
+        own = {v.key: told_apart[v.key] for v in variants if v.key in told_apart}
         groups.append(Group(key, server, variants, options, its[0].service_class, load, own))
 
     accelerators = {
@@ -229,12 +230,14 @@ def _model_names(groups: Sequence[Group]) -> dict[GroupKey, str]:
 def _classes(groups: Sequence[Group], models: Mapping[GroupKey, str]) -> list[ServiceClass]:
     """The classes of the groups, with a target for each name that their models have in the system."""
     targets: dict[str, dict[str, schema.ModelTarget]] = {}
+    given: dict[str, dict[str, schema.ModelTarget]] = {}
     classes: dict[str, ServiceClass] = {}
     for group in groups:
         name = group.service_class.name
-        classes[name] = group.service_class
-        target = next(t for t in group.service_class.model_targets if t.model == group.key.model_id)
-        wire_model = models[group.key]
+        if name not in classes:
+            classes[name] = group.service_class
+            given[name] = {target.model: target for target in group.service_class.model_targets}
+        target, wire_model = given[name][group.key.model_id], models[group.key]
         targets.setdefault(name, {})[wire_model] = target.model_copy(update={"model": wire_model})
     return [
         classes[name].model_copy(update={"model_targets": list(targets[name].values())})

@@ -43,7 +43,7 @@ class FileCertificate:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate, self._key = certificate, key
         self._tried = self._state()
-        self._context = _context(str(certificate), str(key))
+        self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
         """Return the context for the next connection.
@@ -54,13 +54,20 @@ class FileCertificate:
             state = self._state()
             if state != self._tried:
                 self._tried = state
-                self._context = _context(str(self._certificate), str(self._key))
+                self._context = self._load()
                 LOGGER.info("the certificate in %s was read again", self._certificate)
         except OSError as error:
             LOGGER.warning(
                 "the certificate in %s is not used, the one before is: %s", self._certificate, error
             )
         return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        try:
+            return _context(str(self._certificate), str(self._key))
+        except ssl.SSLError as error:
+            pair = f"{self._certificate} and {self._key} are no certificate and its key"
+            raise ssl.SSLError(f"{pair}: {error}") from error
 
     def _state(self) -> tuple[tuple[int, int, int], ...]:
         # Kubernetes replaces the directory behind a link, so the files are others, not only newer.

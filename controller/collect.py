@@ -279,10 +279,10 @@ def read_traffic(
             source = (labels.get("model_name", ""), labels.get("namespace", ""), labels.get("pod", ""))
             found.setdefault(source, {})[name] = value
     signals = tuple(
-        Signal(model=model, namespace=namespace, pod=pod, **values)
+        Signal(model=model, namespace=namespace, pod=pod, **{"completed_rpm": 0.0, **values})
         for (model, namespace, pod), values in sorted(found.items())
-        # Without completions there is nothing but a pod that has just started, or one that has gone.
-        if "completed_rpm" in values
+        # Before its first completion a pod has a queue that grows; without either it has just gone.
+        if "completed_rpm" in values or "growth_rpm" in values
     )
     arrivals: dict[tuple[str, str], float] = {}
     problems: tuple[str, ...] = ()

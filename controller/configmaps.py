@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -56,6 +57,11 @@ class ClassEntry:
 
     key: str
     service_class: ServiceClass
+
+    @cached_property
+    def models(self) -> frozenset[str]:
+        """Models that it lists."""
+        return frozenset(target.model for target in self.service_class.model_targets)
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ def parse_zero_rules(data: Mapping[str, str]) -> Loaded[tuple[ZeroRule, ...]]:
 
 
 def zero_rule(namespace: str, model_id: str, rules: tuple[ZeroRule, ...], otherwise: ZeroRule) -> ZeroRule:
-    """Merge the rules about a model: a rule with its namespace wins over one for its model, then the default."""
+    """Merge the rules about a model: one with its namespace wins over one for its model, then the default."""
     about = [r for r in rules if r.model_id in ("", model_id) and r.namespace in ("", namespace)]
     about.sort(key=lambda rule: (not rule.model_id, not rule.namespace))
     about.append(otherwise)
@@ -231,9 +237,7 @@ def class_of(model_id: str, ref: ClassRef | None, entries: tuple[ClassEntry, ...
     entries : tuple of ClassEntry
         As `parse_classes` orders them.
     """
-    listing = [
-        entry for entry in entries if any(t.model == model_id for t in entry.service_class.model_targets)
-    ]
+    listing = [entry for entry in entries if model_id in entry.models]
     if ref is not None:
         for entry in listing:
             name = entry.service_class.name.lower()

@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from controller import kube
+from controller.certificate import FileCertificate, self_signed
 from controller.errors import ClusterError
 from controller.health import PASS_LIMIT_S, Health
 from controller.loop import LOGGER, Edges, Now, Outcome, State, reconcile, run
 from controller.record import record_line
+from controller.secure import ClusterGate, ClusterReviewer
 from controller.serve import Signals, metric_routes, probe_routes, serving
 
 if TYPE_CHECKING:
     import argparse
+    import ssl
     from collections.abc import Callable
 
     from controller.metrics import VariantMetrics
@@ -140,28 +143,25 @@ def _open_servers(
 ) -> None:
     registry = CollectorRegistry()
     registry.register(metrics)
-    of_metrics, of_probes = metric_routes(registry, signals), probe_routes(health)
+    of_metrics = metric_routes(registry, signals)
     metrics_at, probes_at = options.metrics_bind_address, options.health_probe_bind_address
     if metrics_at is not None and options.metrics_secure:
-        # Whoever serves them plainly need not have the library that makes certificates.
-        from controller.certificate import FileCertificate, self_signed
-        from controller.secure import ClusterGate, ClusterReviewer
-
-        if options.metrics_cert_path:
-            folder = Path(options.metrics_cert_path)
-            files = FileCertificate(folder / options.metrics_cert_name, folder / options.metrics_cert_key)
-            context = files.context
-        else:
-            own = self_signed()
-            context = lambda: own  # noqa: E731 - a constant that is asked for
         gate = ClusterGate(ClusterReviewer(kubernetes.api))
-        port = stack.enter_context(serving(metrics_at, of_metrics, context=context, gate=gate))
-        LOGGER.info("secure metrics on port %d", port)
+        secure = serving(metrics_at, of_metrics, context=_contexts(options), gate=gate)
+        LOGGER.info("secure metrics on port %d", stack.enter_context(secure))
     elif metrics_at is not None:
-        routes = {**of_metrics, **of_probes} if metrics_at == probes_at else of_metrics
-        LOGGER.info("metrics on port %d", stack.enter_context(serving(metrics_at, routes)))
-    if probes_at is not None and probes_at != metrics_at:
-        LOGGER.info("probes on port %d", stack.enter_context(serving(probes_at, of_probes)))
+        LOGGER.info("metrics on port %d", stack.enter_context(serving(metrics_at, of_metrics)))
+    if probes_at is not None:
+        LOGGER.info("probes on port %d", stack.enter_context(serving(probes_at, probe_routes(health))))
+
+
+def _contexts(options: argparse.Namespace) -> Callable[[], ssl.SSLContext]:
+    """What gives the TLS context of a connection."""
+    if options.metrics_cert_path:
+        folder = Path(options.metrics_cert_path)
+        return FileCertificate(folder / options.metrics_cert_name, folder / options.metrics_cert_key).context
+    own = self_signed()
+    return lambda: own
 
 
 def _wait_for_cluster(kubernetes: kube.Kubernetes, signals: Signals, health: Health) -> bool:
@@ -225,8 +225,9 @@ def _lead(
                 LOGGER.error("the Lease is lost")
         except Exception:
             LOGGER.exception("the election failed")
-        over.set()
-        signals.end()
+        finally:
+            over.set()
+            signals.end()
 
     threading.Thread(target=elect, daemon=True).start()
     signals.stop.wait()

@@ -89,8 +89,8 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> 
             "--leader-election-retry-period"
         )
     at = options.metrics_bind_address
-    if options.metrics_secure and at is not None and at == options.health_probe_bind_address:
-        parser.error("secure metrics need an address of their own, not that of the probes")
+    if at is not None and at == options.health_probe_bind_address and at[1] != 0:
+        parser.error("metrics need an address of their own, not that of the probes")
     options.settings = settings
     options.unused = [f"--{name}" for name in WITHOUT_EFFECT if hasattr(options, name.replace("-", "_"))]
     return options

@@ -244,7 +244,11 @@ def _handler(routes: Routes, gate: Gate | None) -> type[BaseHTTPRequestHandler]:
                 refusal = gate(self.headers.get("Authorization", ""), self.command, url.path)
                 if refusal is not None:
                     return refusal
-            return route(parse_qs(url.query))
+            try:
+                return route(parse_qs(url.query))
+            except Exception:
+                LOGGER.exception("%s %s failed", self.command, url.path)
+                return Answer(500, b"a defect; the log says more\n")
 
         def _reply(self, answer: Answer) -> None:
             self.send_response(answer.status)

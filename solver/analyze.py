@@ -9,14 +9,16 @@ import numpy as np
 from models.capacity import Limit
 from solver import schema
 from solver.catalog import read_system
-from solver.convert import MEASURED, from_rpm, in_ms, in_rpm, metrics_at, size_fleet
 from solver.errors import InputError, Problem
 from solver.explain import in_words
 from solver.problem import DEMAND_TOLERANCE
+from solver.profiles import MEASURED
+from solver.sizing import metrics_at, size_fleet
+from solver.units import from_rpm, in_ms, in_rpm
 
 if TYPE_CHECKING:
-    from solver.convert import Fleet
     from solver.milp import FloatArray, IntArray
+    from solver.sizing import Fleet
 
 
 def analyze_json(

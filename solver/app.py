@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
@@ -114,6 +114,7 @@ class OptimizeQuery(_Options):
     gap: float | None = Field(None, ge=0, allow_inf_nan=False, description="Relative gap to stop at.")
     method: Method = Field(Method.AUTO, description="How to solve: auto, direct or decompose.")
     explain: bool = Field(True, description="Say for each server why not the other accelerators.")
+    verify: Literal["simulation"] | None = Field(None, description="How to verify the answer: simulation.")
 
 
 class SizeQuery(_Options):
@@ -223,7 +224,13 @@ def create_app(settings: Settings, work: Work = REAL_WORK) -> FastAPI:
         if query.time_limit is not None and query.time_limit > most_s:
             raise InputError([Problem("?time_limit", f"{query.time_limit:g}", f"at most {most_s:g} seconds")])
         options = RequestOptions(
-            query.backend, query.time_limit, query.gap, query.strict, query.explain, query.method
+            query.backend,
+            query.time_limit,
+            query.gap,
+            query.strict,
+            query.explain,
+            query.method,
+            query.verify,
         )
         # Without an option the document may name any limit up to the largest.
         answered = await in_worker(request, query.time_limit or most_s, work.optimize, options, defaults)

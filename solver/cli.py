@@ -147,6 +147,11 @@ def _add_solve_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "direct", "decompose"),
         help="the program as a whole, or server by server for large fleets (default: by size)",
     )
+    parser.add_argument(
+        "--verify",
+        choices=("simulation",),
+        help="simulate what is chosen, cut what misses its targets, and solve again until all hold",
+    )
     parser.add_argument("--strict", action="store_true", help="take an unknown key for an error")
     parser.add_argument(
         "--explain",
@@ -166,11 +171,6 @@ def _add_optimize(commands: _Commands) -> None:
     parser = _add(commands, "optimize", _optimize, "Solve a system and show the allocation.")
     parser.add_argument("file", metavar="FILE", help="system JSON; - for standard input")
     _add_solve_options(parser)
-    parser.add_argument(
-        "--verify",
-        choices=("simulation",),
-        help="simulate what is chosen, cut what misses its targets, and solve again until all hold",
-    )
     _add_output(parser)
     parser.add_argument(
         "--write-model", type=Path, metavar="FILE", help="also write the program solved, as .lp or .mps"
@@ -300,6 +300,7 @@ def _request(args: argparse.Namespace) -> int:
         "time_limit": args.time_limit,
         "gap": args.gap,
         "method": args.method,
+        "verify": args.verify,
     }
     flags = {"strict": args.strict, "explain": explain}
     options = {name: value for name, value in {**query, **flags}.items() if value is not None}

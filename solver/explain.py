@@ -10,13 +10,14 @@ import numpy as np
 
 from models.capacity import Limit
 from solver.check import cost_alone_per_h, served_share, switching_penalty_per_h
-from solver.convert import held_gpus, in_ms, in_rpm, needs_something
+from solver.convert import held_gpus
 from solver.problem import NO_LIMIT
+from solver.units import in_ms, in_rpm
 
 if TYPE_CHECKING:
-    from solver.convert import Fleet
     from solver.milp import BoolArray, FloatArray, IntArray
     from solver.problem import AllocationProblem, Plan
+    from solver.sizing import Fleet
     from solver.solve import Solved
 
 # Costs that differ by less are equal.
@@ -36,6 +37,9 @@ class Reason(StrEnum):
     MEMORY = "memory"
 
 
+REASONS = tuple(Reason)
+
+
 class Shortage(StrEnum):
     """Why a server is not fully served."""
 
@@ -48,23 +52,31 @@ class Shortage(StrEnum):
 
 @dataclass(frozen=True)
 class NotTaken:
-    """A candidate that looks cheaper than what its server got, and why it is not better.
+    """Candidates that look cheaper than what their servers got, and why they are not better; shape (n,).
 
     Attributes
     ----------
     candidate : int
-        Index into the fleet's candidates.
+        Indices into the fleet's candidates, rising.
     replicas : int
         That would serve the server's whole demand; 0 when no number does.
     cost_per_h : float
         Of those replicas; NaN when no number does.
+    reason : int
+        Indices into `REASONS`.
+    more_per_h : float
+        What the server would pay more, penalty included: negative when less, 0 when about as much, NaN when
+        no number of replicas serves it.
+    less_per_h : float
+        What it would pay less without the penalty of switching; NaN when no number of replicas serves it.
     """
 
-    candidate: int
-    replicas: int
-    cost_per_h: float
-    reason: Reason
-    detail: str
+    candidate: IntArray
+    replicas: IntArray
+    cost_per_h: FloatArray
+    reason: IntArray
+    more_per_h: FloatArray
+    less_per_h: FloatArray
 
 
 @dataclass(frozen=True)
@@ -91,22 +103,40 @@ class TypeUse:
 
 def in_words(fleet: Fleet, k: int) -> str:
     """Say why candidate k serves no rate: the target it misses even at the lowest one, and by what value."""
-    if not fleet.fits[k]:
-        tokens = fleet.candidates.in_tokens[k] + fleet.candidates.out_tokens[k]
-        return f"its memory does not hold the weights and one request of {tokens:.6g} tokens"
-    itl_s, ttft_s = fleet.sizing.lowest_itl_s[k], fleet.sizing.lowest_ttft_s[k]
-    if fleet.sizing.limit[k] == Limit.ITL:
-        value, target, name = itl_s, fleet.candidates.target_itl_s[k], "ITL"
-    elif fleet.sizing.limit[k] == Limit.TTFT:
-        value, target, name = (
-            ttft_s,
-            fleet.candidates.target_ttft_s[k],
-            "wait" if fleet.law[k] == 1 else "TTFT",
-        )
-    else:
-        return "it has no tokens to size by"
+    return _in_words(fleet, np.array([k]))[0]
+
+
+def _in_words(fleet: Fleet, which: IntArray) -> list[str]:
+    """`in_words` of many candidates."""
+    candidates, sizing = fleet.candidates, fleet.sizing
+    tokens = (candidates.in_tokens + candidates.out_tokens)[which]
+    itl, ttft = Limit.ITL.value, Limit.TTFT.value
+    words = []
+    for fits, limit, law, tokens_, itl_s, itl_target_s, ttft_s, ttft_target_s in zip(
+        fleet.fits[which].tolist(),
+        sizing.limit[which].tolist(),
+        fleet.law[which].tolist(),
+        tokens.tolist(),
+        sizing.lowest_itl_s[which].tolist(),
+        candidates.target_itl_s[which].tolist(),
+        sizing.lowest_ttft_s[which].tolist(),
+        candidates.target_ttft_s[which].tolist(),
+        strict=True,
+    ):
+        if not fits:
+            words.append(f"its memory does not hold the weights and one request of {tokens_:.6g} tokens")
+        elif limit == itl:
+            words.append(_missed("ITL", itl_s, itl_target_s))
+        elif limit == ttft:
+            words.append(_missed("wait" if law == 1 else "TTFT", ttft_s, ttft_target_s))
+        else:
+            words.append("it has no tokens to size by")
+    return words
+
+
+def _missed(name: str, value_s: float, target_s: float) -> str:
     return (
-        f"{name} is {in_ms(value):.4g} ms even at the lowest rate, the target is {in_ms(target):.4g} ms: "
+        f"{name} is {in_ms(value_s):.4g} ms even at the lowest rate, the target is {in_ms(target_s):.4g} ms: "
         "no number of replicas helps"
     )
 
@@ -114,21 +144,21 @@ def in_words(fleet: Fleet, k: int) -> str:
 def not_served(fleet: Fleet, problem: AllocationProblem, plan: Plan) -> list[NotServed]:
     """Every server that is not fully served, with what is missing."""
     share = served_share(problem, plan)
-    has_option = np.zeros(len(fleet.wire), dtype=bool)
-    has_option[problem.option_server] = True
+    without = fleet.needing & ~fleet.has_option
+    lacking = _Lacking.of(problem, plan)
+    first = np.searchsorted(fleet.server, np.arange(len(fleet.wire) + 1))
     found = []
-    for s in range(len(fleet.wire)):
-        if not has_option[s] and needs_something(fleet, s):
-            reason, detail = _no_option(fleet, s)
+    for s in np.flatnonzero(without | (share < 1.0)).tolist():
+        if without[s]:
+            reason, detail = _no_option(fleet, s, np.arange(first[s], first[s + 1]))
             found.append(NotServed(s, 1.0, reason, detail))
-        elif share[s] < 1.0:
-            reason, detail = _short(fleet, problem, plan, s)
+        else:
+            reason, detail = lacking.short(s)
             found.append(NotServed(s, 1.0 - float(share[s]), reason, detail))
     return found
 
 
-def _no_option(fleet: Fleet, s: int) -> tuple[Shortage, str]:
-    mine = np.flatnonzero(fleet.server == s)
+def _no_option(fleet: Fleet, s: int, mine: IntArray) -> tuple[Shortage, str]:
     model = fleet.wire[s].model
     if not mine.size:
         return Shortage.NO_PROFILE, f"no accelerator has a profile of {model}"
@@ -137,7 +167,8 @@ def _no_option(fleet: Fleet, s: int) -> tuple[Shortage, str]:
     current = fleet.wire[s].current_alloc.accelerator
     if able.size and not kept.size:
         return Shortage.KEEP_ACCELERATOR, f"it keeps {current}, which has no profile of {model}"
-    words = "; ".join(f"{fleet.accelerators[fleet.accelerator[k]]}: {in_words(fleet, k)}" for k in kept)
+    names = [fleet.accelerators[a] for a in fleet.accelerator[kept].tolist()]
+    words = "; ".join(f"{name}: {why}" for name, why in zip(names, _in_words(fleet, kept), strict=True))
     if able.size:
         others = ", ".join(sorted({fleet.accelerators[fleet.accelerator[k]] for k in able}))
         return (
@@ -147,29 +178,55 @@ def _no_option(fleet: Fleet, s: int) -> tuple[Shortage, str]:
     return Shortage.TARGETS, words
 
 
-def _short(fleet: Fleet, problem: AllocationProblem, plan: Plan, s: int) -> tuple[Shortage, str]:
-    mine = np.flatnonzero(problem.option_server == s)
-    needed, most = problem.replicas_needed[mine], problem.max_replicas[s]
-    if problem.policy.max_types == 1 and (needed > most).all():
-        return Shortage.MAX_REPLICAS, f"at least {needed.min()} replicas are needed, at most {most} allowed"
-    cards = problem.cards(plan)
-    own = np.bincount(
-        problem.gpu_type[mine], (problem.gpus * plan.replicas)[mine], minlength=len(problem.gpu_types)
-    )
-    words = []
-    for t in np.unique(problem.gpu_type[mine]):
-        of_type = mine[problem.gpu_type[mine] == t]
-        least = int((problem.replicas_needed * problem.gpus)[of_type].min())
-        limit = problem.inventory.gpus[t]
-        if limit != NO_LIMIT:
-            there = int(limit - cards[t] + own[t])
-            words.append(f"{least} {problem.gpu_types[t]} ({there} left by the others)")
-    return Shortage.GPUS, "its whole demand needs " + " or ".join(words)
+@dataclass(frozen=True)
+class _Lacking:
+    """What says why a server is short: its options are those from `first[s]` to `first[s + 1]`."""
+
+    problem: AllocationProblem
+    first: IntArray
+    gpu_type: list[int]
+    gpus: list[int]
+    own_gpus: list[int]
+    left: list[int | None]
+
+    @staticmethod
+    def of(problem: AllocationProblem, plan: Plan) -> _Lacking:
+        limit = problem.inventory.gpus.tolist()
+        left = [
+            None if most == NO_LIMIT else most - cards
+            for most, cards in zip(limit, problem.cards(plan).tolist(), strict=True)
+        ]
+        return _Lacking(
+            problem,
+            np.searchsorted(problem.option_server, np.arange(len(problem.servers) + 1)),
+            problem.gpu_type.tolist(),
+            (problem.replicas_needed * problem.gpus).tolist(),
+            (plan.replicas * problem.gpus).tolist(),
+            left,
+        )
+
+    def short(self, s: int) -> tuple[Shortage, str]:
+        """Say what server s, which has options, lacks."""
+        problem, (begin, end) = self.problem, self.first[s : s + 2].tolist()
+        needed, most = problem.replicas_needed[begin:end], problem.max_replicas[s]
+        if problem.policy.max_types == 1 and (needed > most).all():
+            detail = f"at least {needed.min()} replicas are needed, at most {most} allowed"
+            return Shortage.MAX_REPLICAS, detail
+        least: dict[int, int] = {}
+        own: dict[int, int] = {}
+        for j in range(begin, end):
+            t = self.gpu_type[j]
+            least[t] = min(least.get(t, self.gpus[j]), self.gpus[j])
+            own[t] = own.get(t, 0) + self.own_gpus[j]
+        words = [
+            f"{least[t]} {problem.gpu_types[t]} ({left + own[t]} left by the others)"
+            for t in sorted(least)
+            if (left := self.left[t]) is not None
+        ]
+        return Shortage.GPUS, "its whole demand needs " + " or ".join(words)
 
 
-def not_taken(
-    fleet: Fleet, problem: AllocationProblem, solved: Solved, plan: Plan
-) -> dict[int, list[NotTaken]]:
+def not_taken(fleet: Fleet, problem: AllocationProblem, solved: Solved, plan: Plan) -> NotTaken:
     """For each server the candidates that look cheaper than what it got, and the runner-up.
 
     A candidate looks cheaper when its replicas alone would cost less, or one of its replicas costs less
@@ -181,10 +238,10 @@ def not_taken(
     option_of[fleet.options] = np.arange(len(problem.option_server))
 
     served = got.replicas > 0
-    candidate = np.flatnonzero(served[fleet.server] & ~_is_taken(fleet, option_of, plan))
+    candidate = np.flatnonzero(served[fleet.server] & ~_is_taken(fleet, plan))
     server, option = fleet.server[candidate], option_of[candidate]
     unit = fleet.cost_per_h[candidate]
-    total = np.where(option >= 0, alone[option], np.nan)
+    total = np.where(option >= 0, np.append(alone, np.nan)[option], np.nan)
     cheaper = total < got.total[server] - _SAME_COST * np.maximum(1.0, got.total[server])
     looks = np.where(option >= 0, cheaper | (unit < got.unit[server]), unit < got.cost[server])
     runner_up = np.zeros(len(candidate), dtype=bool)
@@ -192,13 +249,8 @@ def not_taken(
     order = dearer[np.lexsort((total[dearer], server[dearer]))]
     runner_up[order[np.r_[True, np.diff(server[order]) != 0][: len(order)]]] = True
 
-    found: dict[int, list[NotTaken]] = {}
-    for i in np.flatnonzero(looks | runner_up):
-        k, s, j = int(candidate[i]), int(server[i]), int(option[i])
-        found.setdefault(s, []).append(
-            _judge(fleet, problem, solved, k, s, j, got, alone, cheaper=bool(cheaper[i]))
-        )
-    return found
+    told = looks | runner_up
+    return _judged(fleet, problem, solved, got, candidate[told], option[told], total[told])
 
 
 @dataclass(frozen=True)
@@ -220,65 +272,96 @@ class _Got:
         return _Got(problem.per_server(plan.replicas), cost, total, unit)
 
 
-def _is_taken(fleet: Fleet, option_of: IntArray, plan: Plan) -> BoolArray:
+def _is_taken(fleet: Fleet, plan: Plan) -> BoolArray:
     """Candidates on an accelerator that the plan uses for their server, at whatever batch limit."""
-    width = max(len(fleet.accelerators), 1)
-    pair = fleet.server * width + fleet.accelerator
-    used = np.zeros(len(pair), dtype=bool)
-    used[option_of >= 0] = plan.replicas[option_of[option_of >= 0]] > 0
-    result: BoolArray = np.isin(pair, pair[used])
+    result: BoolArray = np.isin(fleet.pair, fleet.pair[fleet.options[plan.replicas > 0]])
     return result
 
 
-def _judge(
+def _judged(
     fleet: Fleet,
     problem: AllocationProblem,
     solved: Solved,
-    k: int,
-    s: int,
-    j: int,
     got: _Got,
-    alone: FloatArray,
-    *,
-    cheaper: bool,
+    candidate: IntArray,
+    option: IntArray,
+    total_per_h: FloatArray,
 ) -> NotTaken:
-    """Say why candidate k (option j, or -1) of server s is not taken."""
-    if not fleet.fits[k]:
-        return NotTaken(k, 0, np.nan, Reason.MEMORY, in_words(fleet, k))
-    if j < 0 and fleet.capacity_rps[k] > 0:
-        current = fleet.wire[s].current_alloc.accelerator
-        return NotTaken(k, 0, np.nan, Reason.KEEP_ACCELERATOR, f"the server keeps {current}")
-    if j < 0:
-        return NotTaken(k, 0, np.nan, Reason.TARGET_MISSED, in_words(fleet, k))
-    replicas = int(problem.replicas_needed[j])
-    cost = replicas * float(problem.cost_per_h[j])
-    more = alone[j] - got.total[s]
-    gpu_type = problem.gpu_types[problem.gpu_type[j]]
-    if replicas > problem.max_replicas[s]:
-        reason, detail = (
-            Reason.MAX_REPLICAS,
-            f"{replicas} replicas, at most {problem.max_replicas[s]} allowed",
-        )
-    elif cheaper and problem.inventory.gpus[problem.gpu_type[j]] != NO_LIMIT:
-        needs = f"{replicas * int(problem.gpus[j])} {gpu_type}"
-        reason = Reason.INVENTORY
-        detail = f"alone it would save {-more:.6g} cents/h; its {needs} serve others better, or are not there"
-    elif solved.dominated[j]:
-        reason, detail = (
-            Reason.DOMINATED,
-            f"another option on {gpu_type} has no less capacity at no more cost",
-        )
-    elif cost < got.cost[s] - _SAME_COST * max(1.0, got.cost[s]):
-        reason = Reason.SWITCHING_PENALTY
-        detail = f"cheaper by {got.cost[s] - cost:.6g} cents/h, less than the penalty of switching"
-    else:
-        rate = in_rpm(float(problem.capacity_rps[j]))
-        dearer = (
-            f"dearer by {more:.6g} cents/h" if more > _SAME_COST * max(1.0, got.total[s]) else "no cheaper"
-        )
-        reason = Reason.DEARER
-        detail = f"{dearer}: {replicas} replicas at {rate:.4g} requests/min each"
-    return NotTaken(k, replicas, cost, reason, detail)
+    """Say why candidates, which are these options or -1, are not taken: the first reason that holds."""
+    server, is_option = fleet.server[candidate], option >= 0
+    j = option[is_option]
+
+    def of_options(values: BoolArray | IntArray | FloatArray, otherwise: float) -> FloatArray:
+        column = np.full(len(candidate), otherwise)
+        column[is_option] = values
+        return column
+
+    replicas = of_options(problem.replicas_needed[j], 0).astype(np.int64)
+    cost_per_h = of_options(problem.replicas_needed[j] * problem.cost_per_h[j], np.nan)
+    limited = of_options(problem.inventory.gpus[problem.gpu_type[j]] != NO_LIMIT, 0) > 0
+    dominated = of_options(solved.dominated[j], 0) > 0
+    more = total_per_h - got.total[server]
+    more[np.abs(more) <= _tolerance(got.total[server])] = 0.0
+    less = got.cost[server] - cost_per_h
+    holds = {
+        Reason.MEMORY: ~fleet.fits[candidate],
+        Reason.KEEP_ACCELERATOR: ~is_option & (fleet.capacity_rps[candidate] > 0),
+        Reason.TARGET_MISSED: ~is_option,
+        Reason.MAX_REPLICAS: replicas > problem.max_replicas[server],
+        Reason.INVENTORY: (more < 0) & limited,
+        Reason.DOMINATED: dominated,
+        Reason.SWITCHING_PENALTY: less > _tolerance(got.cost[server]),
+    }
+    reason = np.select(list(holds.values()), [REASONS.index(r) for r in holds], REASONS.index(Reason.DEARER))
+    return NotTaken(candidate, replicas, cost_per_h, reason, more, less)
+
+
+def _tolerance(cost_per_h: FloatArray) -> FloatArray:
+    return _SAME_COST * np.maximum(1.0, cost_per_h)
+
+
+def _coded(reasons: NotTaken, reason: Reason) -> BoolArray:
+    result: BoolArray = reasons.reason == REASONS.index(reason)
+    return result
+
+
+def details(fleet: Fleet, problem: AllocationProblem, reasons: NotTaken) -> list[str]:
+    """Say each reason in words, with figures."""
+    k = reasons.candidate
+    server = fleet.server[k]
+    misses = iter(_in_words(fleet, k[_coded(reasons, Reason.MEMORY) | _coded(reasons, Reason.TARGET_MISSED)]))
+    words = []
+    for reason, s, t, cards, replicas, most, more, less, rate_rps in zip(
+        [REASONS[code] for code in reasons.reason.tolist()],
+        server.tolist(),
+        fleet.gpu_type[k].tolist(),
+        (reasons.replicas * fleet.gpus[k]).tolist(),
+        reasons.replicas.tolist(),
+        problem.max_replicas[server].tolist(),
+        reasons.more_per_h.tolist(),
+        reasons.less_per_h.tolist(),
+        fleet.capacity_rps[k].tolist(),
+        strict=True,
+    ):
+        if reason is Reason.DEARER:
+            dearer = f"dearer by {more:.6g} cents/h" if more > 0 else "no cheaper"
+            words.append(f"{dearer}: {replicas} replicas at {in_rpm(rate_rps):.4g} requests/min each")
+        elif reason is Reason.TARGET_MISSED or reason is Reason.MEMORY:
+            words.append(next(misses))
+        elif reason is Reason.INVENTORY:
+            needs = f"{cards} {fleet.gpu_types[t]}"
+            words.append(
+                f"alone it would save {-more:.6g} cents/h; its {needs} serve others better, or are not there"
+            )
+        elif reason is Reason.DOMINATED:
+            words.append(f"another option on {fleet.gpu_types[t]} has no less capacity at no more cost")
+        elif reason is Reason.SWITCHING_PENALTY:
+            words.append(f"cheaper by {less:.6g} cents/h, less than the penalty of switching")
+        elif reason is Reason.MAX_REPLICAS:
+            words.append(f"{replicas} replicas, at most {most} allowed")
+        else:
+            words.append(f"the server keeps {fleet.wire[s].current_alloc.accelerator}")
+    return words
 
 
 def memory_warnings(fleet: Fleet, plan: Plan) -> list[str]:
@@ -296,7 +379,7 @@ def type_use(
     problem: AllocationProblem,
     solved: Solved,
     plan: Plan,
-    reasons: dict[int, list[NotTaken]],
+    reasons: NotTaken,
     short: list[NotServed],
 ) -> list[TypeUse]:
     """GPUs used of each type, whether the row binds, and what one more is worth.
@@ -306,21 +389,17 @@ def type_use(
     """
     held = held_gpus(fleet)
     cards = problem.cards(plan)
-    wanted = {
-        int(fleet.gpu_type[n.candidate])
-        for group in reasons.values()
-        for n in group
-        if n.reason is Reason.INVENTORY
-    }
-    hungry = {n.server for n in short if n.reason is Shortage.GPUS}
-    for s in hungry:
-        wanted |= set(problem.gpu_type[problem.option_server == s].tolist())
+    wanted = np.zeros(len(fleet.gpu_types), dtype=bool)
+    wanted[fleet.gpu_type[reasons.candidate[_coded(reasons, Reason.INVENTORY)]]] = True
+    hungry = np.zeros(len(fleet.wire), dtype=bool)
+    hungry[[n.server for n in short if n.reason is Shortage.GPUS]] = True
+    wanted[problem.gpu_type[hungry[problem.option_server]]] = True
     found = []
     for t in range(len(fleet.gpu_types)):
         limit = problem.inventory.gpus[t]
         limited = limit != NO_LIMIT
         saved, served = solved.value_of_gpu.cost_per_h[t], solved.value_of_gpu.unserved[t]
-        binding = limited and (t in wanted or saved > 0 or served > 0)
+        binding = limited and (wanted[t] or saved > 0 or served > 0)
         available = int(limit + held[t]) if limited else None
         found.append(
             TypeUse(t, int(cards[t] + held[t]), available, bool(binding), float(saved), float(served))

@@ -13,8 +13,8 @@ from solver.problem import NO_LIMIT, ReplicaLimit
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from solver.convert import Fleet
     from solver.problem import AllocationProblem
+    from solver.sizing import Fleet
 
 
 def wanted_limits(fleet: Fleet) -> list[ReplicaLimit]:

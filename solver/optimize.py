@@ -7,33 +7,38 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from solver import backends, schema, verify_report
 from solver.backends.greedy import greedy
 from solver.catalog import read_system
 from solver.check import score, violations
-from solver.convert import size_fleet, to_allocations, to_problem
+from solver.convert import to_allocations, to_problem
 from solver.curves import Curves
 from solver.errors import CheckError, InputError, Problem
-from solver.explain import memory_warnings, not_served, not_taken, type_use
+from solver.explain import details, memory_warnings, not_served, not_taken, type_use
 from solver.limits import limit_warnings
 from solver.method import Method, solve_by
 from solver.milp import SolveOptions, Termination
 from solver.problem import LevelKind, levels
 from solver.report import Judged, to_report
+from solver.sizing import size_fleet
 from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches
 from solver.verify import Decided, verified
+from solver.wire_parse import collector_paused
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from solver.convert import Fleet
     from solver.problem import AllocationProblem, Plan
+    from solver.sizing import Fleet
     from solver.verify import Verification
 
 DEFAULT_BACKEND = "highs"
 DEFAULT_TIME_LIMIT_S = 30.0
 DEFAULT_GAP = 1e-4
+
+_RESPONSE = TypeAdapter(schema.Response)
 
 # Of the time, for the first program when its answer is to be verified.
 SHARE_BEFORE_VERIFYING = 0.5
@@ -157,9 +162,10 @@ def optimize_json(
     parsed = read_system(body, strict=options.strict)
     watch.lap("parse")
     result = _solve(parsed, options, defaults or Defaults(), watch, curves, names=False)
-    response = _answer(parsed, result, options)
+    with collector_paused():
+        response = _answer(parsed, result, options)
+        text = _RESPONSE.dump_json(response)
     report = response.report
-    text = response.model_dump_json().encode()
     watch.lap("write")
     return Answered(
         body=text,
@@ -273,7 +279,8 @@ def _answer(parsed: schema.Parsed, result: _Result, options: RequestOptions) -> 
     reasons = not_taken(fleet, problem, result.solved, plan)
     judged = Judged(
         unserved=short,
-        reasons=reasons if options.explain else {},
+        reasons=reasons if options.explain else None,
+        details=details(fleet, problem, reasons) if options.explain else [],
         types=type_use(fleet, problem, result.solved, plan, reasons, short),
         warnings=[*memory_warnings(fleet, plan), *limit_warnings(fleet, problem), *unconfirmed],
         score=score(problem, plan),

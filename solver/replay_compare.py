@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from solver.optimize import DEFAULT_GAP
-from solver.table import CENTS_PER_DOLLAR
+from solver.units import in_dollars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,8 +132,8 @@ def _close(one: float, other: float) -> bool:
 
 
 def dollars(cents: float) -> str:
-    """Return cents as dollars, to the cent."""
-    return f"{cents / CENTS_PER_DOLLAR:.2f}"
+    """Write cents as dollars, to the cent."""
+    return f"{in_dollars(cents):.2f}"
 
 
 def _percent(share: float | None) -> str:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from solver import schema
+from solver.explain import REASONS
 from solver.milp import Termination
 
 if TYPE_CHECKING:
     from solver.check import Score
-    from solver.convert import Fleet
     from solver.explain import NotServed, NotTaken, TypeUse
+    from solver.sizing import Fleet
     from solver.solve import Solved
+
+# Thousands of objects are validated in one call: one by one takes twice as long.
+_EXPLANATIONS = TypeAdapter(list[schema.Explanation])
 
 BASIS = "dual of the inventory row in the linear relaxation of the last program"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What `check` and `explain` say of a plan."""
+    """What `check` and `explain` say of a plan; `details` has the words of each of `reasons`."""
 
     unserved: list[NotServed]
-    reasons: dict[int, list[NotTaken]]
+    reasons: NotTaken | None
+    details: list[str]
     types: list[TypeUse]
     warnings: list[str]
     score: Score
@@ -85,10 +92,7 @@ def to_report(
             for n in judged.unserved
         ],
         inventory=[_use(fleet, use) for use in judged.types],
-        explanations={
-            fleet.wire[s].name: [_explanation(fleet, n) for n in reasons]
-            for s, reasons in judged.reasons.items()
-        },
+        explanations={} if judged.reasons is None else _explanations(fleet, judged.reasons, judged.details),
         warnings=warnings,
     )
 
@@ -105,13 +109,31 @@ def _use(fleet: Fleet, use: TypeUse) -> schema.InventoryUse:
     )
 
 
-def _explanation(fleet: Fleet, reason: NotTaken) -> schema.Explanation:
-    k = reason.candidate
-    return schema.Explanation(
-        accelerator=fleet.accelerators[fleet.accelerator[k]],
-        max_batch=int(fleet.candidates.max_batch[k]),
-        num_replicas=reason.replicas or None,
-        cost_cents_per_h=reason.cost_per_h,
-        reason=reason.reason.value,
-        detail=reason.detail,
+def _explanations(fleet: Fleet, reasons: NotTaken, details: list[str]) -> dict[str, list[schema.Explanation]]:
+    """Write the explanations, by server."""
+    k = reasons.candidate
+    codes = [reason.value for reason in REASONS]
+    explanations = _EXPLANATIONS.validate_python(
+        [
+            {
+                "accelerator": fleet.accelerators[accelerator],
+                "max_batch": max_batch,
+                "num_replicas": replicas or None,
+                "cost_cents_per_h": cost_per_h,
+                "reason": codes[code],
+                "detail": detail,
+            }
+            for accelerator, max_batch, replicas, cost_per_h, code, detail in zip(
+                fleet.accelerator[k].tolist(),
+                fleet.candidates.max_batch[k].tolist(),
+                reasons.replicas.tolist(),
+                reasons.cost_per_h.tolist(),
+                reasons.reason.tolist(),
+                details,
+                strict=True,
+            )
+        ]
     )
+    server = fleet.server[k]
+    bounds = np.flatnonzero(np.diff(server, prepend=-1, append=-1)).tolist()
+    return {fleet.wire[server[begin]].name: explanations[begin:end] for begin, end in pairwise(bounds)}

@@ -30,9 +30,9 @@ from solver.simulators import Simulators, Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from solver.convert import Fleet
     from solver.problem import AllocationProblem, Plan
     from solver.simulators import Finding, Findings
+    from solver.sizing import Fleet
     from solver.solve import Solved
 
 # The law whose parameters the simulator takes.

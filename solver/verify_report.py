@@ -10,12 +10,14 @@ import numpy as np
 
 from models.trial import CONFIDENCE, Verdict
 from solver import schema
-from solver.convert import MEASURED, in_ms, in_rpm, metrics_at
+from solver.profiles import MEASURED
+from solver.sizing import metrics_at
+from solver.units import in_ms, in_rpm
 from solver.verify import SIMULATED_LAW, service_of
 
 if TYPE_CHECKING:
     from models.trial import Estimate
-    from solver.convert import Fleet
+    from solver.sizing import Fleet
     from solver.verify import Checked, Verification
 
 

@@ -84,10 +84,7 @@ class Demo:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
             for name in (self.namespace, self.system_namespace)
         ]
-        return [
-            *spaces,
-            *(document for v in VARIANTS for document in (self._deployment(v), self._variant(v))),
-        ]
+        return [*spaces, *map(self._deployment, VARIANTS), *map(self._variant, VARIANTS)]
 
     def _deployment(self, variant: Variant) -> dict[str, Any]:
         device = self.device_of[variant.accelerator]
@@ -108,11 +105,7 @@ class Demo:
             "spec": {
                 "replicas": 1,
                 "selector": {"matchLabels": labels},
-                # A pod that goes gives its GPU back at once.
-                "template": {
-                    "metadata": {"labels": labels},
-                    "spec": {**pod, "terminationGracePeriodSeconds": 0},
-                },
+                "template": {"metadata": {"labels": labels}, "spec": pod},
             },
         }
 

@@ -7,8 +7,8 @@
         serving.set_rate("llm", "llama-8b", 12.0)
         scrape_configs = [{"job_name": "vllm", "static_configs": [{"targets": [serving.target]}]}]
 
-Requests of a model arrive evenly spaced and go to the pod with the fewest. A pod has room for a batch; the
-others wait there, first come first served, so an overload shows as a queue that grows and not as completions.
+Requests of a model arrive evenly spaced and go to the pod that is the least full. A pod has room for a batch;
+the others wait there, first come first served, so an overload is a queue that grows and not more completions.
 One page has the series of all pods with the labels that a PodMonitor gives them: namespace, pod, model_name.
 """
 
@@ -21,10 +21,11 @@ import time
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from urllib3.exceptions import HTTPError
 
@@ -172,8 +173,9 @@ class _Replica:
         self.ttft, self.itl = _Histogram(_SECONDS_TO_FIRST), _Histogram(_SECONDS_BETWEEN)
 
     @property
-    def in_flight(self) -> int:
-        return len(self.running) + len(self.waiting)
+    def fill(self) -> float:
+        """Requests here for each place of a batch."""
+        return (len(self.running) + len(self.waiting)) / self.engine.max_batch
 
     def take(self, request: _Request, now_s: float) -> None:
         self.waiting.append(request)
@@ -265,7 +267,7 @@ class _Traffic:
 
     def _dispatch(self, now_s: float) -> None:
         while self.held and self.replicas:
-            replica = min(self.replicas.values(), key=lambda replica: replica.in_flight)
+            replica = min(self.replicas.values(), key=lambda replica: replica.fill)
             replica.take(self.held.popleft(), now_s)
 
 
@@ -305,8 +307,8 @@ class FakeServing:
     def __enter__(self) -> FakeServing:
         registry = CollectorRegistry()
         registry.register(self)
-        self._http, http_thread = start_http_server(0, "127.0.0.1", registry)
-        self._threads.append(http_thread)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _page_of(registry))
+        self._start(self._http.serve_forever, 0.05)
         if self._clock is not None:
             self._start(self._keep_up, self._clock)
         return self
@@ -466,6 +468,27 @@ class FakeServing:
         for labels, traffic in self._traffic.items():
             queue.add_metric(labels, len(traffic.held))
         return queue
+
+
+def _page_of(registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
+    """Return what answers every request with the page, in the plain format whatever was asked for.
+
+    In the other one prometheus_client 0.26 writes vllm_ for vllm:.
+    """
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = generate_latest(registry)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Page
 
 
 def _is_ready(pod: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The demo's cluster -> Seen: replicas, conditions and GPUs from the API server, latencies from Prometheus."""
+"""The demo's cluster -> Seen: objects and GPUs from the API server, latencies from Prometheus."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def observe(cluster: Cluster, prometheus: str, demo: Demo) -> Seen:
     """Look at everything once; raises ApiException or OSError."""
     base = f"namespaces/{demo.namespace}"
     variants = cluster.get(f"/apis/llmd.ai/v1alpha1/{base}/variantautoscalings")["items"]
-    deployments = {
-        d["metadata"]["name"]: d for d in cluster.get(f"/apis/apps/v1/{base}/deployments")["items"]
-    }
+    targets = cluster.get(f"/apis/apps/v1/{base}/deployments")["items"]
+    deployments = {target["metadata"]["name"]: target for target in targets}
     latencies = _latencies(prometheus)
     gpus = count_gpus(
         cluster.get("/api/v1/nodes")["items"], cluster.get("/api/v1/pods")["items"], demo.device_of

@@ -5,8 +5,8 @@
     quiet -> rise -> fall -> fill -> rush -> relief
              replicas come and go   GPUs run short, priority decides
 
-Pure: what is seen of the cluster and the time are arguments. A phase ends when everything that it tells is seen
-at once, and fails when that takes too long.
+Pure: what is seen of the cluster and the time are arguments. A phase ends when everything that it tells is
+seen at once, and fails when that takes too long.
 """
 
 from __future__ import annotations
@@ -154,8 +154,14 @@ def _reasons(model: str | None, reason: str, text: str) -> Check:
 
 _SERVED = _reasons(None, "OptimizationSucceeded", "all demand is served")
 
+_ONE_EACH = Check(
+    "one replica of every variant is left", lambda m: all(v.ready == 1 for v in m.now.variants.values())
+)
+
+_LITTLE = {CHAT: 4.0, CODER: 3.0, DOCS: 4.0}
+
 STORY = (
-    Phase("quiet", "A little traffic for every model.", {CHAT: 4.0, CODER: 3.0, DOCS: 4.0}, (_SERVED,)),
+    Phase("quiet", "A little traffic for every model.", _LITTLE, (_ONE_EACH, _SERVED)),
     Phase(
         "rise",
         "Load rises everywhere: replicas follow through the HPAs.",
@@ -165,19 +171,19 @@ STORY = (
     Phase(
         "fall",
         "Load falls: replicas go, after the scale-down window.",
-        {CHAT: 4.0, CODER: 3.0, DOCS: 4.0},
-        (_shrinks(CHAT), _shrinks(CODER), _shrinks(DOCS), _SERVED),
+        _LITTLE,
+        (_shrinks(CHAT), _shrinks(CODER), _shrinks(DOCS), _ONE_EACH, _SERVED),
     ),
     Phase(
         "fill",
         "The Freemium model grows and takes H100s that nobody needs.",
-        {CHAT: 4.0, CODER: 3.0, DOCS: 66.0},
+        _LITTLE | {DOCS: 66.0},
         (_more_of("docs-h100"), _SERVED),
     ),
     Phase(
         "rush",
         "The Premium model needs those H100s: it gets them, and Freemium yields.",
-        {CHAT: 46.0, CODER: 3.0, DOCS: 70.0},
+        _LITTLE | {CHAT: 46.0, DOCS: 70.0},
         (
             _grows(CHAT),
             _never_less(CHAT),
@@ -191,7 +197,7 @@ STORY = (
     Phase(
         "relief",
         "The rush is over: Freemium gets its H100s back, and the rest go.",
-        {CHAT: 4.0, CODER: 3.0, DOCS: 40.0},
+        _LITTLE | {DOCS: 40.0},
         (_shrinks(CHAT), _more_of("docs-h100"), _fewer_of("docs-a100"), _SERVED),
     ),
 )
@@ -232,7 +238,7 @@ class Story:
     ) -> None:
         self.phases, self.told = tuple(phases), list[Told]()
         self._least_s, self._most_s = least_s, most_s
-        self._since_s: float | None = None
+        self._since_s = 0.0
         self._before: Seen | None = None
         self._least_ready: dict[str, int] = {}
 
@@ -263,18 +269,21 @@ class Story:
         phase = self.phase
         if phase is None:
             return False
-        if self._since_s is None or self._before is None:
-            self._since_s, self._before = now_s, seen
-        for model in {variant.model for variant in seen.variants.values()}:
-            ready = seen.ready(model)
-            self._least_ready[model] = min(ready, self._least_ready.get(model, ready))
+        if self._before is None:
+            self._begin(seen, now_s)
+        self._least_ready = {model: min(n, seen.ready(model)) for model, n in self._least_ready.items()}
         elapsed_s = now_s - self._since_s
         missing = self.missing(seen)
         if elapsed_s < self._least_s or (missing and elapsed_s < self._most_s):
             return False
         self.told.append(Told(phase, elapsed_s, seen, missing))
-        self._since_s, self._before, self._least_ready = now_s, seen, {}
+        self._begin(seen, now_s)
         return True
+
+    def _begin(self, seen: Seen, now_s: float) -> None:
+        """Let a phase begin with this."""
+        self._since_s, self._before = now_s, seen
+        self._least_ready = {v.model: seen.ready(v.model) for v in seen.variants.values()}
 
     def missing(self, seen: Seen) -> tuple[str, ...]:
         """Return what the phase tells and is not seen yet."""

@@ -36,6 +36,7 @@ def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float, hint: str) ->
     return Group(
         headline(story, elapsed_s),
         variants_table(seen, demo),
+        conditions(seen),
         gpus_table(seen),
         _still_missing(story, seen),
         Text(hint, style="dim"),
@@ -53,15 +54,17 @@ def headline(story: Story, elapsed_s: float) -> Text:
 
 
 def variants_table(seen: Seen, demo: Demo) -> Table:
-    """Return a row for each variant: the load, the replicas, latencies against targets, the condition."""
+    """Return a row for each variant: the load, the replicas, latencies against targets."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("variant", "model", "class", "on"):
         table.add_column(name, no_wrap=True)
-    for name in ("req/s", "desired", "current", "ready"):
-        table.add_column(name, justify="right")
-    table.add_column("TTFT ms\npredicted/seen/target", justify="right", no_wrap=True)
-    table.add_column("ITL ms\npredicted/seen/target", justify="right", no_wrap=True)
-    table.add_column("condition OptimizationReady", overflow="fold")
+    for name in (
+        "req/s",
+        "replicas\nwanted/there/ready",
+        "TTFT ms\npredicted/seen/SLO",
+        "ITL ms\npredicted/seen/SLO",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for variant in VARIANTS:
         if variant.name in seen.variants:
             its, target = seen.variants[variant.name], demo.targets[variant.model]
@@ -70,19 +73,16 @@ def variants_table(seen: Seen, demo: Demo) -> Table:
 
 
 def _row(variant: Variant, seen: VariantSeen, target: Target) -> tuple[str, ...]:
+    wanted = "-" if seen.desired is None else str(seen.desired)
     return (
         variant.name,
         variant.model,
         target.service_class,
         variant.accelerator,
         f"{seen.arrival_rps:.1f}",
-        "-" if seen.desired is None else str(seen.desired),
-        str(seen.current),
-        str(seen.ready),
+        f"{wanted}/{seen.current}/{seen.ready}",
         _latency(seen.ttft_ms, target.ttft_ms),
         _latency(seen.itl_ms, target.itl_ms),
-        # The whole message is in `kubectl describe`; what else to say comes after the first part.
-        f"{seen.reason}: {_shortened(seen.message)}" if seen.reason else "-",
     )
 
 
@@ -91,8 +91,15 @@ def _latency(found: Mapping[str, float], target_ms: float) -> str:
     return "/".join((*values, f"{target_ms:.0f}"))
 
 
-def _shortened(message: str, most: int = 110) -> str:
-    return message if len(message) <= most else f"{message[: most - 1]}…"
+def conditions(seen: Seen) -> Text:
+    """Return what the condition OptimizationReady of each variant says."""
+    text = Text()
+    for name, variant in seen.variants.items():
+        is_good = variant.reason == "OptimizationSucceeded"
+        text.append(f"{name}: ", style="bold")
+        text.append(variant.reason or "no condition yet", style="" if is_good else "red")
+        text.append(f": {variant.message}\n" if variant.message else "\n", style="dim")
+    return text
 
 
 def gpus_table(seen: Seen) -> Table:

@@ -1,7 +1,7 @@
 """A cluster on this machine, without Docker and without GPUs, that lives through a day in five minutes.
 
-Real: API server, HPAs, scheduler, Prometheus and its adapter, the chart's objects, fleetopt's controller under its
-own account, and its service. Simulated: nodes, pods, and what their model servers count.
+Real: API server, HPAs, scheduler, Prometheus, its adapter, the objects of the chart, fleetopt's controller under
+its own account, and its service. Simulated: nodes, pods, and what their model servers count.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     mark(folder)
     # As Ctrl-C: everything ends in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A line is as long as what reads it likes.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     story = Story(STORY)
     try:
         with started(folder, console) as demo_cluster:
@@ -175,7 +174,7 @@ def chart_objects(namespace: str, prometheus_url: str, optimizer_url: str) -> li
 
 
 def _scrape_configs(serving: str, metrics_port: int, namespace: str) -> list[dict[str, object]]:
-    # The labels of the controller's own pod, as a ServiceMonitor adds them: "namespace" of its series gives way.
+    # Labels of the controller's own pod, as a ServiceMonitor adds them; those of its series become exported_.
     its_pod = {"namespace": namespace, "pod": f"{_RELEASE}-controller-0"}
     controller = {"targets": [f"127.0.0.1:{metrics_port}"], "labels": its_pod}
     return [

@@ -1,6 +1,6 @@
 """From an answer to what each variant is to have, and what is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -86,7 +86,7 @@ def test_two_variants_share_a_load_that_one_type_cannot_carry() -> None:
 
 def test_maximum_of_a_variant_is_never_passed() -> None:
     found = planned(two(h100=3, a100=8, rate_rpm=120.0, maxReplicas=2))
-    assert decision(found, "on-a100").desired == 2
+    assert (decision(found, "on-a100").desired, decision(found, "on-h100").desired) == (2, 3)
 
 
 def test_minimum_of_a_variant_holds_whatever_the_answer_prefers() -> None:
@@ -97,7 +97,9 @@ def test_minimum_of_a_variant_holds_whatever_the_answer_prefers() -> None:
         signals=(signal(40.0),),
         settings=FREE,
     )
-    assert decision(planned(seen), "on-h100").desired == 2
+    found = planned(seen)
+    # Two replicas are enough: those of the minimum count towards the load.
+    assert (decision(found, "on-h100").desired, decision(found, "on-a100").desired) == (2, 0)
 
 
 def test_lower_class_yields_when_gpus_are_short() -> None:
@@ -123,7 +125,35 @@ def test_demand_that_replicas_cannot_serve_is_held_with_the_target_named() -> No
     )
     found = decision(planned(seen))
     assert (found.desired, found.held_reason) == (None, "TargetsUnreachable")
-    assert "A100" in found.why
+    assert found.why.startswith("no batch size meets the targets: A100: ITL is 20.99 ms")
+    assert "the target is 5 ms" in found.why
+
+
+def test_cards_that_would_serve_the_rest_are_named() -> None:
+    # One replica carries 25.3 requests/min; 120 need 5, and there are 3.
+    seen = snapshot(
+        va(profiles=[profile("A100")]), signals=(signal(120.0),), inventory=nodes(A100=3), settings=FREE
+    )
+    found = decision(planned(seen))
+    assert (found.desired, reasons(found)["OptimizationReady"]) == (3, "True DemandUnserved")
+    assert "37% of the demand is not served" in found.why
+    assert "about 2 more A100 would serve it" in found.why
+
+    # Replicas of two cards each.
+    two_cards = {"vllm": Workload(1, 1, gpus_per_replica=2)}
+    seen = replace(seen, inventory=nodes(A100=6), workloads={key(): two_cards["vllm"]})
+    assert "about 4 more A100 would serve it" in decision(planned(seen)).why
+
+    # Without a single card nothing tells what a replica does; the answer says what is needed.
+    why = decision(planned(replace(seen, inventory=nodes(A100=0)))).why
+    assert "its whole demand needs 10 NVIDIA-A100-PCIE-80GB (0 left by the others)" in why
+
+
+def test_maximum_that_is_too_low_is_named() -> None:
+    seen = snapshot(va(profiles=[profile("A100")], maxReplicas=2), signals=(signal(120.0),), settings=FREE)
+    found = decision(planned(seen))
+    assert found.desired == 2
+    assert "a larger maxReplicas would serve it" in found.why
 
 
 def test_server_absent_from_an_answer_keeps_what_it_runs() -> None:
@@ -284,6 +314,9 @@ class Cluster:
     def scale(self, variant: Variant, replicas: int) -> None:
         self._write("scale", variant, replicas)
 
+    def own(self, variant: Variant, reference: Mapping[str, object]) -> None:
+        self._write("owner", variant, reference)
+
     def record(self, variant: Variant, reason: str, message: str) -> None:
         self._write("event", variant, message)
 
@@ -313,6 +346,43 @@ def test_the_controller_scales_where_asked_to(how: str) -> None:
     )
     apply(planned(seen).decisions, cluster, cluster, NOW)
     assert cluster.writes[0] == ("scale", key(), 2)
+
+
+def owned(*owners: dict[str, object], on: bool = True) -> list[tuple[str, VariantKey, object]]:
+    """What is written about a variant with these owners, whose Deployment has the uid d1."""
+    document = va(profiles=[profile("A100")])
+    document["metadata"]["ownerReferences"] = list(owners)
+    cluster = Cluster()
+    seen = snapshot(
+        document,
+        signals=(signal(40.0),),
+        workloads={"vllm": Workload(1, 1, uid="d1")},
+        settings=Settings(owner_reference=on),
+    )
+    apply(planned(seen).decisions, cluster, cluster, NOW)
+    return [write for write in cluster.writes if write[0] == "owner"]
+
+
+DEPLOYMENT = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "name": "vllm",
+    "uid": "d1",
+    "controller": True,
+    "blockOwnerDeletion": False,
+}
+
+
+def test_target_owns_its_variant_where_the_settings_want_it() -> None:
+    written = [("owner", key(), DEPLOYMENT)]
+    assert owned() == written
+    assert owned(on=False) == []
+    # Once, and again for a target that was made anew.
+    assert owned(DEPLOYMENT) == []
+    assert owned(DEPLOYMENT | {"uid": "d0"}) == written
+    # Beside owners that are no controllers; what another controller has is left to it.
+    assert owned({"kind": "ConfigMap", "name": "x", "uid": "c1"}) == written
+    assert owned({"kind": "ModelService", "name": "x", "uid": "m1", "controller": True}) == []
 
 
 def test_quiet_pass_writes_nothing() -> None:

@@ -6,10 +6,11 @@ import pytest
 from controller_tools import CLASSES, MODEL, NAMESPACE, key, law1, nodes, profile, signal, snapshot, va
 
 from controller.analyze import Analysis, analyze
+from controller.configmaps import ZeroRule
 from controller.crd import VariantKey
 from controller.inventory import GpuNode, Inventory
 from controller.settings import Settings
-from controller.snapshot import Demand, Snapshot, Workload
+from controller.snapshot import Demand, Snapshot, Spread, Workload
 from controller.stability import GroupKey, Memory, Tokens
 from solver import schema
 
@@ -227,21 +228,62 @@ def test_accelerator_is_pinned_by_what_the_workload_says_and_by_its_label_unless
     assert {p.acc for p in system(seen).model_data.models} == {"A100", "H100"}
 
 
-def test_workload_alone_stays_on_its_kind_in_a_pass_that_mixes() -> None:
-    """The system has one rule for mixing, and a single Deployment cannot be of two kinds."""
+def test_group_has_no_more_kinds_than_variants_in_a_pass_that_mixes() -> None:
+    """The pods of a Deployment are of one kind, which may be another than now."""
     free = va("free", model="granite-13b", annotations={"inference.optimization/keep-accelerator": "false"})
     free["spec"]["modelProfile"] = {"accelerators": [profile("A100"), profile("H100")]}
     signals = (signal(10.0), signal(10.0, model="granite-13b"))
     alone = system(snapshot(free, signals=signals[1:]))
-    assert [s.keep_accelerator for s in alone.server_data.servers] == [False]
+    assert [s.max_types for s in alone.server_data.servers] == [None]
     assert not alone.optimizer_data.optimizer.heterogeneous
 
     pair = (va("a", label="A100"), va("h", label="H100"))
     mixed = system(snapshot(free, *pair, profiles=(law1("A100"), law1("H100")), signals=signals))
-    assert {s.name: s.keep_accelerator for s in mixed.server_data.servers} == {
-        f"a:{NAMESPACE}": False,
-        f"free:{NAMESPACE}": True,
+    assert {s.name: s.max_types for s in mixed.server_data.servers} == {
+        f"a:{NAMESPACE}": None,
+        f"free:{NAMESPACE}": 1,
     }
+    assert not any(s.keep_accelerator for s in mixed.server_data.servers)
+
+
+def test_limits_of_variants_that_share_a_load_hold_accelerator_by_accelerator() -> None:
+    seen = snapshot(
+        va("a", label="A100", minReplicas=1, maxReplicas=3),
+        va("b", label="A100", minReplicas=2, maxReplicas=2),
+        va("h", label="H100", maxReplicas=4),
+        va("m", label="MI300X"),
+        profiles=(law1("A100"), law1("H100"), law1("MI300X")),
+        signals=(signal(10.0),),
+    )
+    limits = {limit.accelerator: (limit.min, limit.max) for limit in server(seen).replica_limits}
+    assert limits == {"A100": (3, 5), "H100": (0, 4)}
+    assert (server(seen).min_num_replicas, server(seen).max_num_replicas) == (3, None)
+    # Alone, its limits are those of the group.
+    seen = snapshot(va(minReplicas=1, maxReplicas=3), profiles=(law1("A100"),), signals=(signal(10.0),))
+    assert server(seen).replica_limits == []
+
+
+def test_variant_that_may_run_anywhere_has_its_minimum_nowhere_in_particular() -> None:
+    free = va("free", label="", minReplicas=2, profiles=[profile("A100"), profile("H100")])
+    pinned = va("pinned", label="A100", minReplicas=1, profiles=[profile("A100")])
+    one = server(snapshot(free, pinned, signals=(signal(10.0),)))
+    assert [(limit.accelerator, limit.min) for limit in one.replica_limits] == [("A100", 1)]
+    assert one.min_num_replicas == 3
+
+
+def test_load_of_a_group_counts_once() -> None:
+    """Theirs gives the model's whole load to each of its variants."""
+    by_pod = (signal(30.0, pod="a1"), signal(20.0, pod="h1"))
+    workloads = {"a": Workload(1, 1, pods=frozenset({"a1"})), "h": Workload(1, 1, pods=frozenset({"h1"}))}
+    for signals in (by_pod, (signal(50.0),), (signal(50.0, namespace=""),)):
+        seen = snapshot(
+            va("a", label="A100"),
+            va("h", label="H100"),
+            profiles=(law1("A100"), law1("H100")),
+            signals=signals,
+            workloads=workloads,
+        )
+        assert server(seen).current_alloc.load.arrival_rate_rpm == pytest.approx(50.0)
 
 
 def test_inventory_limits_unless_it_is_set_unlimited() -> None:
@@ -269,6 +311,46 @@ def test_gpus_of_held_variants_are_not_given_away() -> None:
         inventory=there,
     )
     assert [node.count for node in system(seen).capacity_data.nodes] == [5]
+
+
+def test_gpus_that_held_variants_have_asked_for_are_theirs() -> None:
+    """Two of its three replicas have no node yet: what they need is not there for others."""
+    there = Inventory(
+        (GpuNode("full", "NVIDIA-A100-PCIE-80GB", 4), GpuNode("half", "NVIDIA-A100-PCIE-80GB", 8)),
+        {key("held"): {"full": 2}},
+        0.0,
+    )
+    held = va("held", model="unlisted", profiles=[profile("A100")])
+
+    def free(waiting: Workload) -> list[int]:
+        seen = snapshot(
+            va(profiles=[profile("A100")]),
+            held,
+            signals=(signal(10.0),),
+            inventory=there,
+            workloads={"held": waiting},
+        )
+        assert key("held") in analyzed(seen).holds
+        return [node.count for node in system(seen).capacity_data.nodes]
+
+    assert free(Workload(1, 1, gpus_per_replica=2)) == [2, 8]
+    # Each goes where it leaves the least; what fits nowhere takes nothing.
+    assert free(Workload(2, 1, gpus_per_replica=2)) == [0, 8]
+    assert free(Workload(3, 1, gpus_per_replica=2)) == [0, 6]
+    assert free(Workload(9, 1, gpus_per_replica=2)) == [0, 0]
+    assert free(Workload(3, 1)) == [2, 8]
+
+
+def test_limit_by_config_map_holds_with_what_held_variants_keep() -> None:
+    there = replace(nodes(A100=8), held={key("held"): {"node-A100": 2}})
+    seen = snapshot(
+        va(profiles=[profile("A100")]),
+        va("held", model="unlisted", profiles=[profile("A100")]),
+        signals=(signal(10.0),),
+        inventory=there,
+        capacity={"A100": 3},
+    )
+    assert [entry.count for entry in system(seen).capacity_data.count] == [1]
 
 
 def test_limit_by_config_map_goes_by_device_or_accelerator() -> None:
@@ -405,6 +487,43 @@ def test_scale_to_zero_is_allowed_variant_by_variant() -> None:
     assert least(annotations={"inference.optimization/scale-to-zero": "true"}) == 0
     assert least(annotations={"inference.optimization/scale-to-zero": "maybe"}) == 1
     assert least(minReplicas=0, annotations={"inference.optimization/scale-to-zero": "false"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "idle_s", "least"),
+    [
+        ((ZeroRule(enabled=True),), 700.0, 0),
+        ((ZeroRule(enabled=True),), 500.0, 1),
+        ((ZeroRule(enabled=True, retention_s=60.0),), 70.0, 0),
+        ((ZeroRule(MODEL, enabled=True), ZeroRule(enabled=False)), 700.0, 0),
+        ((ZeroRule(enabled=True), ZeroRule(MODEL, enabled=False)), 700.0, 1),
+        ((ZeroRule(MODEL, enabled=True), ZeroRule(MODEL, NAMESPACE, enabled=False)), 700.0, 1),
+        ((ZeroRule(MODEL, "elsewhere", enabled=True),), 700.0, 1),
+        ((ZeroRule(MODEL, enabled=True), ZeroRule(retention_s=60.0)), 70.0, 0),
+        ((ZeroRule("other", enabled=True),), 700.0, 1),
+    ],
+)
+def test_scale_to_zero_is_allowed_model_by_model(
+    rules: tuple[ZeroRule, ...], idle_s: float, least: int
+) -> None:
+    seen = idle()
+    seen = replace(seen, configuration=replace(seen.configuration, zero_rules=rules))
+    assert server(seen, Memory(traffic_at_s={GROUP: NOW_S - idle_s})).min_num_replicas == least
+
+
+def test_variation_of_lengths_is_part_of_the_load_and_remembered() -> None:
+    spread = (Spread(MODEL, "", 0.9, 1.3), Spread(MODEL, NAMESPACE, 0.5, None), Spread("other", "", 7.0, 7.0))
+    seen = snapshot(va(), profiles=(law1("A100"),), signals=(signal(10.0),))
+    load = server(replace(seen, traffic=replace(seen.traffic, spreads=spread))).current_alloc.load
+    assert (load.in_tokens_cov, load.out_tokens_cov) == (0.5, None)
+    found = analyzed(replace(seen, traffic=replace(seen.traffic, spreads=spread[:1])))
+    assert found.memory.tokens == {GROUP: Tokens(128.0, 178.0, 0.9, 1.3)}
+    # With too few requests to tell, what was seen last counts.
+    load = server(seen, found.memory).current_alloc.load
+    assert (load.in_tokens_cov, load.out_tokens_cov) == (0.9, 1.3)
+    # Nothing is said where nothing is known: 0 would say that all lengths are the same.
+    load = server(seen).current_alloc.load
+    assert "inTokensCOV" not in load.model_dump(by_alias=True, exclude_none=True)
 
 
 @pytest.mark.parametrize(

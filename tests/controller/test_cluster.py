@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,18 @@ from prometheus_tools import free_port, get, needs_prometheus, prometheus, wait_
 
 from controller import kube
 from controller.client import HttpOptimizer
+from controller.collect import View
 from controller.crd import parse_variant
 from controller.errors import ClusterError
 from controller.loop import Edges, Now, Outcome, State, reconcile
 from controller.metrics import VariantMetrics
 from controller.prometheus import connect
+from solver import cli
 
 pytestmark = [needs_cluster, needs_prometheus]
 
 A100, H100 = "NVIDIA-A100-PCIE-80GB", "NVIDIA-H100-80GB-HBM3"
-SPACES = ("old", "new", "low", "busy", "gone", "sets", "flow")
+SPACES = ("old", "new", "low", "busy", "gone", "sets", "flow", "race", "own")
 
 
 def history(now_s: float) -> list[tuple[str, float, float]]:
@@ -247,6 +250,90 @@ def test_targets_and_variants_that_go_and_come(controller: Controller, admin: Ad
     assert conditions(admin.variant("gone", "vllm"))["OptimizationReady"] == "True OptimizationSucceeded"
 
 
+class Interrupted:
+    """A reader after whose reading something happens in the cluster."""
+
+    def __init__(self, kubernetes: kube.Kubernetes, happens: Callable[[], object]) -> None:
+        self._kubernetes, self._happens = kubernetes, happens
+
+    def read(self) -> View:
+        view = self._kubernetes.read()
+        self._happens()
+        return view
+
+
+@in_namespace("race")
+def test_conflict_on_a_status_and_a_variant_deleted_during_a_pass(
+    controller: Controller, admin: Admin
+) -> None:
+    document = bare(va(namespace="race", profiles=[profile("A100")]))
+    admin.apply(deployment("vllm", "race"))
+    admin.apply(document)
+    edges = controller.edges
+
+    # Changed by its user meanwhile: what was decided about the old text is not written to the new.
+    document["spec"]["maxReplicas"] = 1
+    controller.edges = replace(
+        edges, reader=Interrupted(controller.kubernetes, lambda: admin.apply(document))
+    )
+    assert controller.step().problems == ()
+    assert "conditions" not in admin.variant("race", "vllm").get("status", {})
+    controller.edges = edges
+    controller.step()
+    assert conditions(admin.variant("race", "vllm"))["OptimizationReady"] == "True DemandUnserved"
+    assert admin.replicas("race", "vllm") == 1
+
+    names = ("llmd.ai", "v1alpha1", "race", "variantautoscalings", "vllm")
+    gone = Interrupted(controller.kubernetes, lambda: admin.custom.delete_namespaced_custom_object(*names))
+    controller.edges = replace(edges, reader=gone)
+    assert controller.step().problems == ()
+    controller.edges = edges
+    assert controller.step().plan.decisions == ()
+    assert admin.replicas("race", "vllm") == 1
+
+
+@in_namespace("own")
+def test_target_that_owns_its_variant(controller: Controller, admin: Admin, plane: ControlPlane) -> None:
+    # Only with the setting, and with a rule that the shipped role has only then.
+    controller.kubernetes = kube.Kubernetes(plane.api(), SYSTEM, "own")
+    environ = {**controller.edges.environ, "FLEETOPT_OWNER_REFERENCE": "true"}
+    controller.edges = replace(
+        controller.edges, reader=controller.kubernetes, writer=controller.kubernetes, environ=environ
+    )
+    admin.apply(deployment("vllm", "own"))
+    document = bare(va(namespace="own", profiles=[profile("A100")]))
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "c1"}
+    document["metadata"]["ownerReferences"] = [other]
+    admin.apply(document)
+
+    def owners() -> list[tuple[str, str, bool]]:
+        found = admin.variant("own", "vllm")["metadata"]["ownerReferences"]
+        return sorted((o["kind"], o["uid"], o.get("controller", False)) for o in found)
+
+    def uid() -> str:
+        found = admin.custom.get_namespaced_custom_object("apps", "v1", "own", "deployments", "vllm")
+        return str(found["metadata"]["uid"])
+
+    assert controller.step().problems == ()
+    assert owners() == [("ConfigMap", "c1", False), ("Deployment", uid(), True)]
+    controller.step()
+    revision = admin.variant("own", "vllm")["metadata"]["resourceVersion"]
+    controller.step()
+    assert admin.variant("own", "vllm")["metadata"]["resourceVersion"] == revision
+
+    admin.custom.delete_namespaced_custom_object("apps", "v1", "own", "deployments", "vllm")
+    admin.apply(deployment("vllm", "own"))
+    controller.step()
+    assert owners() == [("ConfigMap", "c1", False), ("Deployment", uid(), True)]
+
+    # A variant that was made anew in between is another: it gets none by a name alone.
+    read = parse_variant(admin.variant("own", "vllm"))
+    names = ("llmd.ai", "v1alpha1", "own", "variantautoscalings", "vllm")
+    admin.custom.delete_namespaced_custom_object(*names)
+    controller.kubernetes.own(read, {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "c2"})
+    assert "own" not in {v["metadata"]["namespace"] for v in admin.variants()}
+
+
 @in_namespace("sets")
 def test_anything_with_a_scale_subresource_is_a_target(
     admin: Admin, plane: ControlPlane, controller: Controller
@@ -412,6 +499,7 @@ def test_once_and_dry_run_print_what_would_be_done_and_write_nothing(
     assert admin.replicas("flow", "vllm") == 1
     (line,) = record.read_text().splitlines()
     assert json.loads(line)["decisions"][0]["desired"] == 2
+    assert cli.main(["replay", str(record)]) == 0, "solved again, nothing differs"
 
 
 def test_process_becomes_ready_acts_and_ends(

@@ -9,13 +9,15 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from controller_tools import COSTS, MODEL, NAMESPACE, va
+from controller_tools import COSTS, MODEL, NAMESPACE, law1, snapshot, va
+from fake_vllm import Engine, FakeServing
 from prometheus_tools import Sample, answering, needs_prometheus, prometheus, reply, wait_until
 
 from controller.collect import (
     View,
     arrival_promql,
     escaped,
+    models_on_moments,
     queries,
     read_configuration,
     read_traffic,
@@ -26,6 +28,7 @@ from controller.errors import PrometheusError
 from controller.prometheus import Vector, connect
 from controller.settings import Prometheus, Settings
 from controller.snapshot import Signal, Traffic
+from solver.schema import ModelProfile
 
 NASTY = 'a"b\\c.d|e (f)'
 LABELS = f'model_name="{MODEL}",namespace="{NAMESPACE}"'
@@ -199,8 +202,93 @@ def test_few_queries_however_many_variants(count: int) -> None:
         asked.append(promql)
         return []
 
-    read_traffic(query, Settings(arrival_query="up"), [(f"n{i % 20}", f"m{i}") for i in range(count)])
+    variants = [(f"n{i % 20}", f"m{i}") for i in range(count)]
+    read_traffic(query, Settings(arrival_query="up"), variants)
     assert len(asked) == 10
+    read_traffic(query, Settings(arrival_query="up"), variants, {model for _, model in variants})
+    assert len(asked) == 10 + 12
+
+
+def lengths(pod: str, what: str, counts: dict[int, int], total: float, now_s: float) -> list[Sample]:
+    """A histogram that grew evenly from nothing to these counts in ten minutes."""
+    labels = f'model_name="{NASTY_LABEL}",namespace="{NAMESPACE}",pod="{pod}"'
+    reached, ends = 0, []
+    for end, count in counts.items():
+        reached += count
+        ends.append((str(float(end)), reached))
+    ends.append(("+Inf", reached))
+    found = []
+    for step in range(41):
+        at_s, share = now_s - 600.0 + 15.0 * step, step / 40
+        name = f"vllm:request_{what}_tokens"
+        found += [(f'{name}_bucket{{{labels},le="{end}"}}', at_s, share * count) for end, count in ends]
+        found.append((f"{name}_sum{{{labels}}}", at_s, share * total))
+    return found
+
+
+NASTY_LABEL = NASTY.replace("\\", "\\\\").replace('"', '\\"')
+
+
+@needs_prometheus
+def test_variation_of_lengths_from_the_buckets_of_all_pods(tmp_path: Path) -> None:
+    """Nine of ten prompts have 100 tokens and one has 4000, whichever pod they went to."""
+    now_s = time.time() - 1.0
+    history = [
+        *lengths("a", "prompt", {50: 0, 100: 900, 200: 0, 500: 0, 2000: 0, 5000: 0}, 90_000.0, now_s),
+        *lengths("b", "prompt", {50: 0, 100: 0, 200: 0, 500: 0, 2000: 0, 5000: 100}, 400_000.0, now_s),
+        *lengths("a", "generation", {100: 0, 200: 10, 500: 0}, 1500.0, now_s),
+    ]
+    settings = Settings(shape_window="10m")
+    with (
+        prometheus(tmp_path, history=history) as url,
+        connect(Prometheus(base_url=url)) as query,
+    ):
+        found = read_traffic(query, settings, [(NAMESPACE, NASTY)], {NASTY, "other"})
+        assert read_traffic(query, settings, [(NAMESPACE, NASTY)], {"other"}).spreads == ()
+        assert read_traffic(query, settings, [(NAMESPACE, NASTY)]).spreads == ()
+    (spread,) = found.spreads
+    assert (spread.model, spread.namespace) == (NASTY, NAMESPACE)
+    true = (0.9 * 0.1 * 3900.0**2) ** 0.5 / 490.0
+    assert spread.input_cov == pytest.approx(true, rel=0.1)
+    # Ten requests are too few to say anything.
+    assert spread.output_cov is None
+
+
+def test_models_whose_variation_is_asked_for_are_those_with_a_law_on_moments() -> None:
+    def law3(name: str, **more: object) -> ModelProfile:
+        parms = {"alpha": 7.0, "beta": 0.03, "gamma": 1e-5}
+        given = {"name": name, "acc": "A100", "maxBatchSize": 8, "perfParms": parms, **more}
+        return ModelProfile.model_validate(given)
+
+    profiles = (
+        law1("A100", "law1", queueModel="moments"),
+        law3("as-set"),
+        law3("on-moments", queueModel="moments"),
+        law3("reference", queueModel="reference"),
+    )
+    seen = snapshot(profiles=profiles)
+    assert models_on_moments(seen) == {"on-moments"}
+    seen = snapshot(profiles=profiles, settings=Settings(queue_model="moments"))
+    assert models_on_moments(seen) == {"on-moments", "as-set"}
+
+
+@needs_prometheus
+def test_queue_that_grows_before_the_first_completion_counts(tmp_path: Path) -> None:
+    """Before the first request ends there is no counter of those that did."""
+    now_s = time.time() - 1.0
+    labels = f'{{{LABELS},pod="new"}}'
+    history = [
+        sample
+        for step in range(9)
+        for sample in (
+            (f"vllm:num_requests_running{labels}", now_s - 120.0 + 15.0 * step, 4.0),
+            (f"vllm:num_requests_waiting{labels}", now_s - 120.0 + 15.0 * step, 30.0 * step),
+        )
+    ]
+    with prometheus(tmp_path, history=history) as url:
+        signal = of_pod(traffic(url), "new")
+    assert signal.completed_rpm == 0.0
+    assert signal.growth_rpm == pytest.approx(120.0, rel=0.02)
 
 
 class Replica:
@@ -233,6 +321,34 @@ def test_arrivals_from_a_scraped_replica_in_overload(tmp_path: Path) -> None:
     signal = of_pod(found, "live")
     assert signal.completed_rpm + signal.growth_rpm == pytest.approx(2400.0, rel=0.02)
     assert signal.completed_rpm == pytest.approx(1440.0, rel=0.02)
+
+
+@needs_prometheus
+def test_arrivals_of_simulated_servers_in_overload(tmp_path: Path) -> None:
+    """Three pods that serve about 30 requests/s get 45: requests queue, end, and differ in length."""
+    rate_rps, engine = 45.0, Engine(alpha_ms=6.0, beta_ms=0.05, max_batch=16)
+    with FakeServing() as serving:
+        serving.set_rate(NAMESPACE, MODEL, rate_rps, input_tokens=64, output_tokens=224)
+        serving.set_pods(NAMESPACE, MODEL, dict.fromkeys(("p1", "p2", "p3"), engine))
+        with (
+            prometheus(tmp_path, target=serving.target, interval="250ms") as url,
+            connect(Prometheus(base_url=url)) as query,
+        ):
+            # The whole window lies behind the first completions.
+            enough = 'count_over_time(vllm:request_success_total{pod="p1"}[2m]) >= 40'
+            wait_until(lambda: bool(query(enough)), 60.0)
+
+            def rates_rpm() -> tuple[float, float]:
+                """Arrivals as the controller counts them, and completions."""
+                found = traffic(url, rate_window="6s")
+                served = [of_pod(found, pod) for pod in ("p1", "p2", "p3")]
+                completed_rpm = sum(s.completed_rpm for s in served)
+                return completed_rpm + sum(s.growth_rpm for s in served), completed_rpm
+
+            # The simulation may stutter on a busy machine, for a moment.
+            wait_until(lambda: rates_rpm()[0] == pytest.approx(60.0 * rate_rps, rel=0.02), 60.0)
+            # Completions alone are off by what queues.
+            assert rates_rpm()[1] < 0.9 * 60.0 * rate_rps
 
 
 # --- the way to Prometheus ---

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +168,26 @@ def test_api_server_takes_what_the_chart_renders(values: str, plane: ControlPlan
 
 
 @needs_helm
+@needs_cluster
+@needs_crds
+def test_chart_is_installed_upgraded_and_removed(plane: ControlPlane, admin: Admin, tmp_path: Path) -> None:
+    where = [f"--kubeconfig={plane.kubeconfig(tmp_path / 'kubeconfig')}", "--namespace=release"]
+
+    def deployments() -> list[str]:
+        found = plane.get("/apis/apps/v1/namespaces/release/deployments")
+        return sorted(item["metadata"]["name"] for item in found["items"])
+
+    output_of("helm", "install", "fleetopt", str(CHART), "--create-namespace", *where)
+    assert deployments() == ["fleetopt-controller", "fleetopt-optimizer"]
+    output_of("helm", "upgrade", "fleetopt", str(CHART), *where, *VALUES["everything in one pod"])
+    assert deployments() == ["fleetopt-controller"]
+    output_of("helm", "uninstall", "fleetopt", *where)
+    assert deployments() == []
+    # The variants of the cluster stay.
+    assert admin.variants() is not None
+
+
+@needs_helm
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -304,6 +327,48 @@ def test_permissions_are_there_only_where_they_are_needed() -> None:
     assert settings["data"]["FLEETOPT_OWNER_REFERENCE"] == "true"
 
 
+# What managers were granted for the whole cluster (config/rbac/role.yaml of
+# github.com/llm-d-incubation/workload-variant-autoscaler), of the resources that matter here.
+GRANTED_2026 = {
+    "variantautoscalings": "create delete get list patch update watch",
+    "variantautoscalings/status": "get patch update",
+    "deployments": "get list patch update watch",
+    "nodes": "get list patch update watch",
+    "pods": "get list watch",
+    "configmaps": "get list update watch",
+    "events": "create patch",
+    "deployments/scale": "get update",
+}
+GRANTED_2025 = {
+    name: verbs for name, verbs in GRANTED_2026.items() if name not in ("pods", "deployments/scale")
+}
+
+
+@pytest.mark.parametrize(
+    ("granted", "overlay", "missing_there"),
+    [
+        (GRANTED_2026, "", set()),
+        (GRANTED_2025, "", {("pods", "list")}),
+        (GRANTED_2026, "scale", {("deployments/scale", "patch")}),
+    ],
+)
+def test_roles_of_older_managers_lack_what_the_documentation_says(
+    granted: dict[str, str], overlay: str, missing_there: set[tuple[str, str]]
+) -> None:
+    shipped = [d for name in {"", overlay} for d in documents(DEPLOY / "kustomize" / name / "rbac.yaml")]
+    needed = {
+        (resource, verb)
+        for rule in (*rules(shipped, "ClusterRole"), *rules(shipped, "Role"))
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        # Of their own namespace they may do everything with leases.
+        if resource != "leases"
+    }
+    assert {
+        (what, verb) for what, verb in needed if verb not in granted.get(what, "").split()
+    } == missing_there
+
+
 @needs_helm
 def test_network_policies_let_in_whom_they_name() -> None:
     def sources(name: str, *options: str) -> list[Any]:
@@ -337,6 +402,32 @@ def test_monitor_of_secure_metrics_shows_a_token() -> None:
     )
     assert given["authorization"] == {"credentials": {"name": "t", "key": "k"}}
     assert given["tlsConfig"]["serverName"] == "fleetopt-controller-metrics.fleet.svc"
+
+
+@needs_helm
+@pytest.mark.parametrize("values", VALUES)
+def test_what_refers_to_something_finds_it(values: str) -> None:
+    """Services find pods and monitors find Services, by their labels and the names of ports."""
+    found = rendered(*VALUES[values])
+
+    def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
+        return selector.items() <= labels.items()
+
+    pods = [d["spec"]["template"] for d in of_kind(found, "Deployment").values()]
+    services = list(of_kind(found, "Service").values())
+    for service in services:
+        (pod,) = (p for p in pods if selects(service["spec"]["selector"], p["metadata"]["labels"]))
+        names = {port["name"] for c in pod["spec"]["containers"] for port in c["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for monitor in of_kind(found, "ServiceMonitor").values():
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = (s for s in services if selects(selector, s["metadata"]["labels"]))
+        ports = {port["name"] for port in service["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+    for kind, field in (("NetworkPolicy", "podSelector"), ("PodDisruptionBudget", "selector")):
+        for document in of_kind(found, kind).values():
+            selector = document["spec"][field]["matchLabels"]
+            assert len([p for p in pods if selects(selector, p["metadata"]["labels"])]) == 1
 
 
 @needs_helm
@@ -463,15 +554,24 @@ def test_image_has_what_its_dockerfile_copies() -> None:
 def test_manager_runs_service_and_controller_as_one(
     plane: ControlPlane, admin: Admin, tmp_path: Path
 ) -> None:
-    """As the reference's Deployment starts it: ``/manager`` with its arguments, and no service anywhere."""
+    """As the reference's chart starts it: ``/manager`` with its arguments, and no service anywhere."""
     bin_folder = str(Path(sys.executable).parent)
     environ = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "KUBECONFIG": str(plane.kubeconfig(tmp_path / "kubeconfig")),
         "POD_NAMESPACE": SYSTEM,
+        "LOG_LEVEL": "info",
+        "PROMETHEUS_BASE_URL": "https://127.0.0.1:1",
+        "PROMETHEUS_TLS_INSECURE_SKIP_VERIFY": "true",
+        "WVA_SCALE_TO_ZERO": "false",
     }
-    probes = free_port()
-    arguments = ["--leader-elect=true", f"--health-probe-bind-address=:{probes}", "--metrics-secure=false"]
+    probes, metrics = free_port(), free_port()
+    arguments = [
+        "--leader-elect=true",
+        f"--health-probe-bind-address=:{probes}",
+        f"--metrics-bind-address=:{metrics}",
+        "--metrics-secure=true",
+    ]
     command = [sys.executable, str(DEPLOY / "image" / "manager.py"), *arguments]
 
     def children(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -485,10 +585,15 @@ def test_manager_runs_service_and_controller_as_one(
             if f"/{name}" in command
         }
 
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     for victim in ("manager", "service"):
         with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_until(lambda: get(f"http://127.0.0.1:{probes}/readyz") == "ok\n")
+                with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                    urllib.request.urlopen(f"https://127.0.0.1:{metrics}/metrics", context=unverified)
+                refused.value.close()
                 both = children(process)
                 assert set(both) == {"service", "controller"}
                 os.kill(process.pid if victim == "manager" else both[victim], signal.SIGTERM)

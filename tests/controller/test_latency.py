@@ -65,6 +65,17 @@ def test_variants_that_share_a_load_have_their_own_figures_by_their_pods() -> No
     assert 6.0 < found["h"].predicted.itl_ms < 6.5
 
 
+def test_variant_alone_has_its_load_where_series_have_no_pods() -> None:
+    seen = snapshot(
+        va("a", namespace="one", profiles=[profile("A100")]),
+        va("b", namespace="two", profiles=[profile("A100")]),
+        signals=(signal(20.0, namespace="one"), signal(25.0, namespace="two", itl_ms=23.0)),
+    )
+    found = comparison(seen)
+    assert {name: values.observed.itl_ms for name, values in found.items()} == {"a": 21.5, "b": 23.0}
+    assert found["a"].predicted.itl_ms == pytest.approx(21.49347, rel=1e-5)
+
+
 def test_variants_that_series_do_not_tell_apart_have_none() -> None:
     seen = snapshot(
         va("a", label="A100"),

@@ -76,6 +76,15 @@ def test_probes() -> None:
         assert status(f"{url}/metrics") == 404
 
 
+def test_defect_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def defect(_: object) -> NoReturn:
+        raise RuntimeError("a defect")
+
+    with serving(HERE, {("GET", "/metrics"): defect}) as port:
+        assert status(f"http://127.0.0.1:{port}/metrics") == 500
+    assert "GET /metrics failed" in caplog.text
+
+
 def test_a_client_that_says_nothing_holds_up_nobody() -> None:
     with serving(HERE, probe_routes(Health())) as port, socket.create_connection(("127.0.0.1", port)):
         assert status(f"http://127.0.0.1:{port}/healthz") == 200

@@ -3,7 +3,15 @@
 import pytest
 from controller_tools import CLASSES, COSTS, MODEL
 
-from controller.configmaps import class_of, parse_accelerators, parse_capacity, parse_classes, parse_profiles
+from controller.configmaps import (
+    ZeroRule,
+    class_of,
+    parse_accelerators,
+    parse_capacity,
+    parse_classes,
+    parse_profiles,
+    parse_zero_rules,
+)
 from controller.crd import ClassRef
 from controller.settings import Settings, load_settings, parse_duration, parse_flag
 
@@ -165,3 +173,25 @@ def test_capacity_limits() -> None:
     loaded = parse_capacity({"H100": "16", "A100": "many", "G2": "-1"})
     assert loaded.value == {"H100": 16}
     assert len(loaded.problems) == 2
+
+
+def test_models_that_may_have_no_replicas() -> None:
+    loaded = parse_zero_rules(
+        {
+            "default": "enable_scale_to_zero: true\nretention_period: 5m",
+            "a": "model_id: one\nenable_scale_to_zero: false",
+            "b": "model_id: two\nnamespace: n\nretention_period: 1m30s",
+            "no-model": "enable_scale_to_zero: true",
+            "no-duration": "model_id: one\nretention_period: soon",
+            "no-flag": "model_id: one\nenable_scale_to_zero: perhaps",
+            "no-yaml": "{",
+        }
+    )
+    assert set(loaded.value) == {
+        ZeroRule(enabled=True, retention_s=300.0),
+        ZeroRule("one", enabled=False),
+        ZeroRule("two", "n", retention_s=90.0),
+    }
+    assert [problem.split("]")[0] for problem in loaded.problems] == [
+        f"model-scale-to-zero-config[{key}" for key in ("no-duration", "no-flag", "no-model", "no-yaml")
+    ]

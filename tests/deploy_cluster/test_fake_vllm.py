@@ -11,7 +11,11 @@ TOKENS = {"input_tokens": 512, "output_tokens": 128}
 
 def page(serving: FakeServing) -> dict[tuple[str, str], float]:
     """Series by name and pod, over all other labels."""
-    with urllib.request.urlopen(serving.url, timeout=5.0) as answer:
+    # As Prometheus asks.
+    request = urllib.request.Request(
+        serving.url, headers={"Accept": "application/openmetrics-text;version=1.0.0"}
+    )
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
         text = answer.read().decode()
     found: dict[tuple[str, str], float] = {}
     for family in text_string_to_metric_families(text):

@@ -5,12 +5,16 @@ arguments that the chart gives its container, and one process answers for all mo
 """
 
 import json
+import re
+import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "fleetopt"
 SYSTEM = "fleetopt-system"
 ACCOUNT = "fleetopt-controller"
+MONITORING = "monitoring"
 
 # What nodes call their cards; one has another name in the price list, as in the wild.
 A100, H100, H200 = "NVIDIA-A100-PCIE-80GB", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200-141GB-HBM3e"
@@ -39,8 +44,8 @@ COSTS_CENTS_PER_H = {
     "G2": (GAUDI, 23),
 }
 
-# The object of 2025 brings its profile; for the others ConfigMap model-profiles has one, by which a replica does
-# 10.5 requests/s of 40 tokens within the targets.
+# The object of 2025 brings its profile; for the others ConfigMap model-profiles has one, by which a replica
+# does 10.5 requests/s of 40 tokens within the targets.
 MODEL_2025, PREMIUM, FREEMIUM = "unsloth/Meta-Llama-3.1-8B", "llama-8b", "granite-13b"
 ENGINE_2025 = Engine(alpha_ms=20.58, beta_ms=0.41, max_batch=4)
 ENGINE = Engine(alpha_ms=8.0, beta_ms=0.25, max_batch=5)
@@ -63,17 +68,17 @@ class Numbers:
     replicas: int
     ready: int
 
-    def are(self, count: int, *, external: bool = True) -> bool:
+    def are(self, count: int) -> bool:
         """Whether all agree on this."""
-        said = [self.status, self.gauge, self.replicas, self.ready]
-        return all(number == count for number in ([*said, self.external] if external else said))
+        said = (self.status, self.gauge, self.external, self.replicas, self.ready)
+        return all(number == count for number in said)
 
 
 class Controller:
     """A controller process, with the arguments that the chart gives its container."""
 
     def __init__(self, fleet: "Fleet", name: str, port: int, *arguments: str) -> None:
-        self.port, self._probes = port, free_port()
+        self.port, self._probes, self._reader = port, free_port(), fleet.reader
         kubeconfig = fleet.cluster.kubeconfig(fleet.folder / f"{name}.kubeconfig", fleet.token)
         container = fleet.container("fleetopt-controller", "controller")
         self.daemon = Daemon(
@@ -95,12 +100,28 @@ class Controller:
         wait_until(lambda: get(url) == "ok\n", f"{self.daemon.name} is ready", 120.0, [self.daemon])
         return self
 
-    def gauge(self, namespace: str, name: str, metric: str = "inferno_desired_replicas") -> float | None:
-        """Its gauge of a variant; None: it shows none."""
-        wanted = (f'namespace="{namespace}"', f'variant_name="{name}"')
-        for line in get(f"http://127.0.0.1:{self.port}/metrics").splitlines():
-            if line.startswith(metric + "{") and all(label in line for label in wanted):
-                return float(line.rpartition(" ")[2])
+    def ask(self, path: str, token: str, method: str = "GET") -> tuple[int, str]:
+        """Status and text of what it serves beside its probes, over TLS."""
+        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", method=method)
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        # The certificate is one that the controller signs itself.
+        unverified = ssl._create_unverified_context()
+        try:
+            with urllib.request.urlopen(request, timeout=10.0, context=unverified) as answer:
+                return answer.status, str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, str(error.read().decode())
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Value of its series with these labels; None: there is none."""
+        status, text = self.ask("/metrics", self._reader)
+        assert status == 200, text
+        for line in text.splitlines():
+            series = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if series and series[1] == name and all(f'{k}="{v}"' in series[2] for k, v in labels.items()):
+                return float(series[3])
         return None
 
 
@@ -130,13 +151,20 @@ class Fleet:
         for path in sorted((cache_folder() / "crds").glob("*.yaml")):
             self.cluster.apply_file(path)
         self.cluster.add_nodes(NODES)
-        for namespace in ("hpa", "keda", SYSTEM):
+        for namespace in ("hpa", "keda", MONITORING, SYSTEM):
             self.namespace(namespace)
+        self.reader, self.waker, self.stranger = map(self._account, ("prometheus", "gateway", "stranger"))
         self.prometheus = self.cluster.start_prometheus(self._scrapes())
         self._start_service()
         self.install()
         self.token = self.cluster.token(ACCOUNT, SYSTEM)
         self.controller = self.run(Controller(self, "controller-1", self.ports[0]))
+
+    def _account(self, name: str) -> str:
+        """Make a service account beside the product and return its token."""
+        metadata = {"name": name, "namespace": MONITORING}
+        self.cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+        return self.cluster.token(name, MONITORING)
 
     def _scrapes(self) -> list[dict[str, Any]]:
         """As a PodMonitor of the model servers and the chart's ServiceMonitor label them."""
@@ -144,17 +172,20 @@ class Fleet:
             {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": SYSTEM, "pod": f"controller-{number}"}}
             for number, port in enumerate(self.ports, 1)
         ]
-        # The Python client writes vllm: as vllm_ where it is asked for OpenMetrics:
-        # https://github.com/prometheus/client_python/issues/1177
-        name = {"source_labels": ["__name__"], "regex": "vllm_(.*)", "target_label": "__name__"}
         return [
             {
                 "job_name": "vllm",
                 "honor_labels": True,
-                "metric_relabel_configs": [name | {"replacement": "vllm:$1"}],
                 "static_configs": [{"targets": [self.serving.target]}],
             },
-            {"job_name": "fleetopt", "static_configs": controllers},
+            {
+                "job_name": "fleetopt",
+                "scheme": "https",
+                # The certificate is one that the controller signs itself.
+                "tls_config": {"insecure_skip_verify": True},
+                "authorization": {"credentials": self.reader},
+                "static_configs": controllers,
+            },
         ]
 
     def _start_service(self) -> None:
@@ -181,7 +212,20 @@ class Fleet:
             for acc in COSTS_CENTS_PER_H
         ]
         return {
-            "controller": {"actuate": "scale"},
+            "controller": {
+                "actuate": "scale",
+                "ownerReferences": True,
+                "extraArgs": [
+                    "--leader-election-lease-duration=6s",
+                    "--leader-election-renew-deadline=5s",
+                    "--leader-election-retry-period=1s",
+                ],
+            },
+            "metrics": {
+                "secure": True,
+                "readers": [{"name": "prometheus", "namespace": MONITORING}],
+                "wakers": [{"name": "gateway", "namespace": MONITORING}],
+            },
             "optimizerUrl": self.optimizer,
             "settings": {**SETTINGS, "PROMETHEUS_BASE_URL": self.prometheus},
             "acceleratorUnitCosts": {
@@ -233,10 +277,10 @@ class Fleet:
     def serve(
         self, namespace: str, model: str, deployments: dict[str, str], *, engine: Engine = ENGINE
     ) -> None:
-        """Deploy model servers by name, each on nodes with a product, and let load come to them."""
+        """Deploy model servers by name, each on nodes with a device, and let load come to them."""
         self.namespace(namespace)
-        for name, product in deployments.items():
-            self.cluster.apply(deployment(name, namespace, product))
+        for name, device in deployments.items():
+            self.cluster.apply(deployment(name, namespace, device))
         servers = {(namespace, name): Server(model, engine) for name in deployments}
         self.serving.follow(self.cluster.api(), servers)
 
@@ -258,25 +302,26 @@ class Fleet:
         workload = self.deployment(namespace, target or name)
         return Numbers(
             status.get("desiredOptimizedAlloc", {}).get("numReplicas"),
-            self.controller.gauge(namespace, name),
-            self.external(namespace, f"variant_name={name}"),
+            self.controller.metric("inferno_desired_replicas", namespace=namespace, variant_name=name),
+            self.external(namespace, name),
             workload["spec"]["replicas"],
             workload.get("status", {}).get("readyReplicas", 0),
         )
 
-    def external(
-        self, namespace: str, selector: str, metric: str = "inferno_desired_replicas"
-    ) -> float | None:
-        """What the external-metrics API says; None: it has no such series."""
+    def external(self, namespace: str, name: str) -> float | None:
+        """What the external-metrics API says about a variant; None: it has no such series."""
+        metric, selector = "inferno_desired_replicas", f"variant_name%3D{name}"
+        if namespace == "keda":
+            metric, selector = "s0-prometheus", f"scaledobject.keda.sh%2Fname%3D{name}"
         where = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{metric}"
         try:
-            items = self.cluster.get(f"{where}?labelSelector={selector.replace('=', '%3D')}")["items"]
+            items = self.cluster.get(f"{where}?labelSelector={selector}")["items"]
         except ApiException:
             return None
         return quantity(items[0]["value"]) if items else None
 
     def until(
-        self, condition: Callable[[], bool], what: str, *namespaces: str, limit_s: float = 20.0
+        self, condition: Callable[[], bool], what: str, *namespaces: str, limit_s: float = 90.0
     ) -> None:
         """Wait for something; when it does not happen the error shows these namespaces."""
         self.cluster.check()
@@ -297,6 +342,19 @@ class Fleet:
             for item in self.cluster.get(path)["items"]:
                 lines.append(f"{namespace} HPA {item['metadata']['name']}: {json.dumps(item.get('status'))}")
         return "\n".join(lines)
+
+    def granted(self) -> set[tuple[str, str, str]]:
+        """What the roles that are bound to the controller's account allow: group, resource, verb."""
+        found: set[tuple[str, str, str]] = set()
+        base, account = "/apis/rbac.authorization.k8s.io/v1", {"name": ACCOUNT, "namespace": SYSTEM}
+        for path, roles in (("", "clusterroles"), (f"/namespaces/{SYSTEM}", "roles")):
+            bindings = self.cluster.get(f"{base}{path}/{roles[:-1]}bindings")["items"]
+            for binding in bindings:
+                if any(account.items() <= subject.items() for subject in binding.get("subjects", ())):
+                    role = self.cluster.get(f"{base}{path}/{roles}/{binding['roleRef']['name']}")
+                    for rule in role["rules"]:
+                        found |= set(product(rule["apiGroups"], rule["resources"], rule["verbs"]))
+        return found
 
     def condition(self, namespace: str, name: str, kind: str) -> str:
         """Status and reason of a condition of a variant."""
@@ -319,14 +377,12 @@ def service_class(name: str, priority: int, models: list[str]) -> dict[str, Any]
     return {"name": name, "priority": priority, "data": data}
 
 
-def deployment(
-    name: str, namespace: str, product: str, *, replicas: int = 1, gpus: int = 1
-) -> dict[str, Any]:
-    """Pods with GPUs of a product, as a model server or another team has them."""
-    vendor = {"NVIDIA": "nvidia.com", "AMD": "amd.com", "Intel": "intel.com"}[product.partition("-")[0]]
+def deployment(name: str, namespace: str, device: str, *, replicas: int = 1, gpus: int = 1) -> dict[str, Any]:
+    """Pods with cards of a device, as a model server or another team has them."""
+    vendor = {"NVIDIA": "nvidia.com", "AMD": "amd.com", "Intel": "intel.com"}[device.partition("-")[0]]
     resources = {"limits": {f"{vendor}/gpu": str(gpus)}}
     container = {"name": "vllm", "image": "vllm/vllm-openai", "resources": resources}
-    pod = {"nodeSelector": {f"{vendor}/gpu.product": product}, "containers": [container]}
+    pod = {"nodeSelector": {f"{vendor}/gpu.product": device}, "containers": [container]}
     template = {"metadata": {"labels": {"app": name}}, "spec": pod}
     return {
         "apiVersion": "apps/v1",

@@ -4,9 +4,12 @@ The tests share a cluster and run in this order: who serves external metrics cha
 """
 
 import pytest
+import yaml
 from cluster import Cluster
 from e2e_tools import (
     A100,
+    ACCOUNT,
+    CHART,
     ENGINE_2025,
     FREEMIUM,
     GAUDI,
@@ -16,6 +19,8 @@ from e2e_tools import (
     MI300X,
     MODEL_2025,
     PREMIUM,
+    SYSTEM,
+    Controller,
     Fleet,
     deployment,
     variant_2025,
@@ -41,6 +46,9 @@ def test_hpa_scales_an_object_of_2025_out_and_in(fleet: Fleet) -> None:
     fleet.until(lambda: fleet.numbers("hpa", "vllm").are(3), "three replicas for more", "hpa")
     assert fleet.condition("hpa", "vllm", "OptimizationReady") == "True OptimizationSucceeded"
 
+    (owner,) = fleet.variant("hpa", "vllm")["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Deployment", "vllm")
+
     fleet.load("hpa", MODEL_2025, 2.5, output_tokens=20)
     fleet.until(lambda: fleet.numbers("hpa", "vllm").are(1), "one replica again", "hpa")
 
@@ -59,9 +67,25 @@ def test_controller_scales_an_object_of_2026_to_zero_and_back(fleet: Fleet) -> N
     # Requests wait at the gateway, which is all that says that somebody wants the model.
     fleet.load("zero", PREMIUM, 15.0)
     fleet.until(lambda: numbers(2), "two replicas again", "zero")
-    waiting = fleet.serving.totals("zero", PREMIUM)
-    assert waiting.held == 0
+    assert fleet.serving.totals("zero", PREMIUM).held == 0
+
     fleet.load("zero", PREMIUM, 0.0)
+    fleet.until(lambda: numbers(0), "none without traffic, once more", "zero")
+    # A gateway that has no such metric asks.
+    wake = f"/wake?namespace=zero&model={PREMIUM}"
+    assert fleet.controller.ask(wake, "", "POST")[0] == 401
+    assert fleet.controller.ask(wake, fleet.reader, "POST")[0] == 403
+    assert fleet.controller.ask(wake, fleet.waker, "POST")[0] == 202
+    fleet.until(lambda: fleet.deployment("zero", "llama-decode")["spec"]["replicas"] == 1, "awake", "zero")
+
+
+def test_metrics_are_for_those_who_may_read_them(fleet: Fleet) -> None:
+    assert fleet.controller.ask("/metrics", "")[0] == 401
+    assert fleet.controller.ask("/metrics", "wrong")[0] == 401
+    assert fleet.controller.ask("/metrics", fleet.stranger)[0] == 403
+    status, text = fleet.controller.ask("/metrics", fleet.reader)
+    assert status == 200
+    assert "inferno_desired_replicas{" in text
 
 
 def test_two_variants_share_a_load_that_one_type_cannot_carry(fleet: Fleet) -> None:
@@ -122,3 +146,92 @@ def test_gpus_that_another_team_takes_are_not_planned_with(fleet: Fleet) -> None
     fleet.cluster.delete(fleet.cluster.path(theirs))
     fleet.until(lambda: fleet.numbers("ours", "vllm").are(4), "what is needed, once they are gone", "ours")
     fleet.load("ours", PREMIUM, 0.0)
+
+
+def test_leader_that_is_killed_and_its_successor_take_no_wrong_step(fleet: Fleet) -> None:
+    fleet.load("hpa", MODEL_2025, 16.0, output_tokens=20)
+    fleet.load("ours", PREMIUM, 25.0)
+    standby = fleet.run(Controller(fleet, "controller-2", fleet.ports[1]))
+    fleet.until(
+        lambda: fleet.numbers("hpa", "vllm").are(3) and fleet.numbers("ours", "vllm").are(3),
+        "three replicas by an HPA, and three by the controller",
+        "hpa",
+        "ours",
+    )
+    # Whoever only stands by shows no gauge: an autoscaler would take it for a decision.
+    assert standby.metric("inferno_desired_replicas", namespace="hpa") is None
+
+    deployments = "/apis/apps/v1/deployments"
+    since = fleet.cluster.get(deployments)["metadata"]["resourceVersion"]
+    fleet.controller.daemon.kill()
+    fleet.controller = standby
+    fleet.until(
+        lambda: (standby.metric("fleetopt_controller_passes_total", result="ok") or 0) > 5,
+        "the other has taken over, and has been deciding for longer than the scale-down window",
+    )
+    assert fleet.numbers("hpa", "vllm").are(3)
+    assert fleet.numbers("ours", "vllm").are(3)
+    steps = {
+        (document["metadata"]["namespace"], document["spec"]["replicas"])
+        for document in fleet.cluster.changes(deployments, since)
+        if document["metadata"]["namespace"] in ("hpa", "ours")
+    }
+    assert steps <= {("hpa", 3), ("ours", 3)}
+    for namespace, model in (("hpa", MODEL_2025), ("ours", PREMIUM)):
+        fleet.load(namespace, model, 0.0)
+
+
+def test_keda_scales_to_zero_and_back(fleet: Fleet) -> None:
+    fleet.cluster.serve_external_metrics("keda")
+    # As the chart has it, but for its times.
+    scaled = "/apis/keda.sh/v1alpha1/namespaces/keda/scaledobjects/vllm"
+    fleet.cluster.patch(scaled, {"spec": {"pollingInterval": 2, "cooldownPeriod": 5}})
+    fleet.serve("keda", PREMIUM, {"vllm": H100})
+    document = variant_2026("keda", "vllm", "H100", PREMIUM, minReplicas=0)
+    document["metadata"]["annotations"] = {"inference.optimization/actuate": "metrics"}
+    fleet.cluster.apply(document)
+
+    fleet.load("keda", PREMIUM, 25.0)
+    fleet.until(lambda: fleet.numbers("keda", "vllm").are(3), "three replicas", "keda")
+    fleet.load("keda", PREMIUM, 0.0)
+    fleet.until(lambda: fleet.numbers("keda", "vllm").are(0), "none without traffic", "keda")
+    fleet.load("keda", PREMIUM, 15.0)
+    fleet.until(lambda: fleet.numbers("keda", "vllm").are(2), "two replicas again", "keda")
+    fleet.load("keda", PREMIUM, 0.0)
+
+
+VALUES: dict[str, list[str]] = {
+    "default": [],
+    "one pod": ["--set=mode=onePod"],
+    "controller alone": ["--set=optimizer.enabled=false,optimizerUrl=http://elsewhere:8080"],
+    "service alone": ["--set=controller.enabled=false"],
+    "openshift": [f"--values={CHART / 'values-openshift.yaml'}"],
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_api_server_takes_what_the_chart_renders(fleet: Fleet, values: str) -> None:
+    """Beside the values that the fleet is installed with, which have every optional object."""
+    fleet.helm("lint", "--strict", str(CHART), *VALUES[values])
+    rendered = fleet.helm("template", "other", str(CHART), f"--namespace={SYSTEM}", *VALUES[values])
+    documents = [document for document in yaml.safe_load_all(rendered) if document]
+    assert documents
+    for document in documents:
+        fleet.cluster.apply(document, dry_run=True)
+
+
+def test_every_permission_was_used_and_none_was_missing(fleet: Fleet) -> None:
+    """The last test: the audit log of all of them."""
+    user = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+    used: set[tuple[str, str, str]] = set()
+    allowed: set[tuple[str, str, str]] = set()
+    for event in fleet.cluster.audit():
+        if event["user"]["username"] == user and "objectRef" in event:
+            what = event["objectRef"]
+            resource = "/".join(part for part in (what["resource"], what.get("subresource")) if part)
+            used.add((what.get("apiGroup", ""), resource, event["verb"]))
+            if event["responseStatus"]["code"] != 403:
+                allowed.add((what.get("apiGroup", ""), resource, event["verb"]))
+    # A server refuses for a moment what it has only just been told to allow.
+    assert used == allowed
+    assert used == fleet.granted()

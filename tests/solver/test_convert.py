@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from solver import schema
-from solver.convert import held_gpus, size_fleet, to_allocations, to_problem
+from solver.convert import held_gpus, to_allocations, to_problem
 from solver.errors import InputError
 from solver.limits import limit_warnings
 from solver.problem import NO_LIMIT, AllocationProblem, Plan, ReplicaLimit, SaturationPolicy
+from solver.sizing import size_fleet
 
 
 def system(**optimizer: object) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from models.capacity import Sizing
 from solver import schema
-from solver.convert import Fleet, size_fleet
 from solver.curves import Curves
 from solver.optimize import RequestOptions, optimize_json
+from solver.sizing import Fleet, size_fleet
 
 SAMPLE = Path(__file__).parents[1] / "data" / "inferno_sample" / "law3-small.system.json"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from solver.analyze import analyze
-from solver.convert import size_fleet
 from solver.optimize import RequestOptions, optimize
 from solver.schema import parse_system
+from solver.sizing import size_fleet
 
 
 def parsed(**profile):

@@ -7,8 +7,8 @@ import pytest
 
 from models import capacity, moments
 from solver import schema
-from solver.convert import size_fleet
 from solver.optimize import RequestOptions, optimize
+from solver.sizing import size_fleet
 
 
 def document(**profile: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import pytest
 from solver import schema
 from solver.analyze import analyze
 from solver.check import score
-from solver.convert import size_fleet, to_problem
+from solver.convert import to_problem
 from solver.optimize import RequestOptions, optimize
 from solver.problem import Plan
+from solver.sizing import size_fleet
 
 SAMPLES = Path(__file__).parents[1] / "data" / "inferno_sample"
 NAMES = [f"law{law}-{size}" for law in (1, 2, 3) for size in ("small", "large")]
