@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.optimize import nnls
 
 from models.laws import TOKEN_BUDGET
 from models.measurements import MS_PER_S, Measurements, check
+from models.overhead import overhead_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +53,9 @@ EQUAL_ERROR = 0.001
 # Errors above these are worth a warning.
 HIGH_ERROR = 0.1
 HIGH_HELD_OUT_ERROR = 0.2
+
+# As is an overhead whose standard error is above this share of it.
+UNSURE_OVERHEAD = 0.5
 
 
 class Form(StrEnum):
@@ -137,6 +142,9 @@ class Fit:
     candidates : tuple of Candidate
         Every form tried.
     warnings : tuple of str
+    overhead_ms, overhead_error_ms : float
+        Constant part of the TTFT and its standard error, from requests that were measured alone
+        (`models.overhead`); NaN without any, and for laws 1 and 2.
     """
 
     form: Form
@@ -152,6 +160,8 @@ class Fit:
     out_tokens: Span
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...]
+    overhead_ms: float = nan
+    overhead_error_ms: float = nan
 
 
 def expectation(
@@ -352,6 +362,8 @@ def _fit_form(form: Form, share: float, points: Measurements, expected: Expectat
     _, ttft_ms = predict(form, problem.parameters, points)
     ttft_error = np.abs(ttft_ms / points.ttft_ms - 1.0)
     known = ttft_error[np.isfinite(ttft_error)]
+    is_law_3 = form not in (Form.DECODE_LINEAR, Form.PREFILL_DECODE)
+    overhead, overhead_error = overhead_ms(problem.parameters, points) if is_law_3 else (nan, nan)
     return Fit(
         form=form,
         parameters=problem.parameters,
@@ -366,6 +378,8 @@ def _fit_form(form: Form, share: float, points: Measurements, expected: Expectat
         out_tokens=_span(points.out_tokens),
         candidates=(),
         warnings=(),
+        overhead_ms=overhead,
+        overhead_error_ms=overhead_error,
     )
 
 
@@ -519,5 +533,10 @@ def _warnings(fitted: Fit, points: Measurements) -> list[str]:
     if fitted.held_out_error > HIGH_HELD_OUT_ERROR:
         warnings.append(
             f"the error at unseen points is {fitted.held_out_error:.0%}: use it only where measured"
+        )
+    if fitted.overhead_ms > 0 and fitted.overhead_error_ms > UNSURE_OVERHEAD * fitted.overhead_ms:
+        warnings.append(
+            f"the overhead of {fitted.overhead_ms:.3g} ms is unsure: measure prompts of several lengths at "
+            "concurrency 1"
         )
     return warnings

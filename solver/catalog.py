@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PREFIX = "catalog:"
 CENTS_PER_USD = 100.0
+LEAST_OVERHEAD_MS = 0.1
 
 # Keys of an accelerator and of a profile that only the catalogue reads.
 ACCELERATOR_KEYS = ("catalog", "cloud", "region", "spot")
@@ -153,7 +154,9 @@ def profile_entry(fitted: Fit, *, model: str, accelerator: str, units: int = 1) 
             "decodeParms": {name: values[name] for name in names[:2]},
             "prefillParms": {name: values[name] for name in names[2:]},
         }
-    return entry | {"perfParms": values}
+    # A share of a millisecond is no overhead worth a key.
+    overhead = {"overhead": round(fitted.overhead_ms, 1)} if fitted.overhead_ms >= LEAST_OVERHEAD_MS else {}
+    return entry | {"perfParms": values} | overhead
 
 
 class _Expansion:

@@ -122,12 +122,12 @@ def _report(fitted: Fit, warnings: Sequence[str]) -> dict[str, Any]:
 
 
 def _null(value: Any) -> Any:
-    """NaN as null, at any depth: JSON has no NaN."""
+    """NaN and infinity as null, at any depth: JSON has neither."""
     if isinstance(value, dict):
         return {key: _null(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_null(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show_fit(fitted: Fit, warnings: Sequence[str], entry: dict[str, Any]) -> None:
@@ -139,6 +139,9 @@ def _show_fit(fitted: Fit, warnings: Sequence[str], entry: dict[str, Any]) -> No
     rows = [
         (name, f"{value:.4g}", _standard_error(fitted, name)) for name, value in fitted.parameters.items()
     ]
+    if not math.isnan(fitted.overhead_ms):
+        error = "unknown" if math.isinf(fitted.overhead_error_ms) else f"{fitted.overhead_error_ms:.2g}"
+        rows.append(("overhead", f"{fitted.overhead_ms:.4g}", error))
     _table(("parameter", "value (ms)", "standard error"), rows)
     others = [
         (str(c.form), f"{c.mean_error:.1%}", f"{c.held_out_error:.1%}")

@@ -34,7 +34,9 @@ from scipy.sparse import csr_matrix
 
 from solver.backends.greedy import greedy
 from solver.check import score, violations
+from solver.cuts import with_serving_rows
 from solver.errors import SolverError
+from solver.formulate import formulate, program
 from solver.milp import Milp, SolveOptions, Termination
 from solver.packing import is_chain
 from solver.prices import Listed, ascend
@@ -81,9 +83,8 @@ _HOLD_TOLERANCE = 1e-6
 _MONEY_SHARE = 0.05
 
 # Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
-# relative to the value of all servers. The program that closes the gap takes so many times more.
+# relative to the value of all servers.
 _SLACK, _SLACK_OF_ALL = 0.002, 1.0
-_CLOSING_SLACK = 10.0
 
 # Columns of the restricted master beside the best of each server: at least these, and so many for each.
 _MASTER_COLUMNS = 2_000
@@ -98,8 +99,8 @@ _SMALL_STEP = 1e-7
 # Relative rounding error allowed for in a sum of column values.
 _SUM_ERROR = 1e-12
 
-# Relative differences below this are rounding of the solvers.
-_TINY = 1e-9
+# Relative differences below this are rounding: of sums, and between value and bound of a solved program.
+_TINY, _SOLVED = 1e-9, 1e-8
 
 # A bound above the value of a plan by more, relatively, is a mistake.
 _CONTRADICTION = 1e-5
@@ -252,6 +253,8 @@ class _Stage:
         Limit on each server's unserved share.
     active : (S,) bool
         Servers to decide about; the others get nothing.
+    reached : tuple of float or None
+        Values of the earlier levels; None where every server is served in full.
     """
 
     unserved: FloatArray
@@ -260,6 +263,7 @@ class _Stage:
     held: tuple[_Held, ...]
     largest_unserved: FloatArray
     active: BoolArray
+    reached: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -362,7 +366,7 @@ class _Search:
         self.pool = _distinct(self.pool.joined(self.incumbent))
         best = self.servers.least_unserved
         nothing = np.zeros(len(best))
-        stage = _Stage(nothing, nothing, 1.0, (), best, self.has_option)
+        stage = _Stage(nothing, nothing, 1.0, (), best, self.has_option, None)
         priced = self._converge(stage)
         if priced is not None and (priced.short <= _HOLD_TOLERANCE or self.left_s() <= 0):
             found, bound = self._cheapest(stage, priced)
@@ -387,6 +391,11 @@ class _Search:
             return float(share[level.servers].max())
         return float((self.problem.weight * share)[level.servers].sum())
 
+    def _everything(self, level: Level) -> float:
+        """Value of a service level when nothing is served."""
+        worst = level.kind is LevelKind.WORST_SHARE
+        return 1.0 if worst else float(self.problem.weight[level.servers].sum())
+
     def _cost_level(self, plan: Plan, bound: float) -> LevelResult:
         idle = ~self.has_option
         bound += float(self.servers.leaving_per_h[idle].sum())
@@ -398,7 +407,9 @@ class _Search:
             raise SolverError(f"level {self.levels[index].name}: bound {bound} above the plan's {value}")
         # A bound is a sum in another order than the value; between equals only rounding is left.
         bound = min(bound, value)
-        small = self.options.relative_gap * abs(value) + _HOLD_TOLERANCE * 1e-3
+        # A gap at a level of service is relative to what is served.
+        size = abs(value) if index == len(self.levels) - 1 else self._everything(self.levels[index]) - value
+        small = self.options.relative_gap * size + _SOLVED * max(1.0, abs(value))
         if value - bound <= small:
             ended = Termination.OPTIMAL
         else:
@@ -417,6 +428,7 @@ class _Search:
         active = np.zeros(len(least), dtype=bool)
         zero = np.zeros(len(least))
         bounds: list[float] = []
+        reached: list[float] = []
         first_short: _Priced | None = None
         deferred = served = False
         for level in self.levels[:-1]:
@@ -425,11 +437,12 @@ class _Search:
             by_share = level.kind is LevelKind.UNSERVED
             unserved, unmet = (weight, zero) if by_share else (zero, weight)
             bounds.append(self._floor(level))
+            reached.append(bounds[-1])
             if not (level.servers & (largest > least)).any():
                 continue
             most = float(self._most_cost_per_h[active].sum())
             money = self._money_room / most if most > 0 else 0.0
-            stage = _Stage(unserved, unmet, money, held, largest, active.copy())
+            stage = _Stage(unserved, unmet, money, held, largest, active.copy(), tuple(reached[:-1]))
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
             if defer and not self._impossible(replace(stage, largest_unserved=best)):
                 deferred, largest = True, best
@@ -442,13 +455,14 @@ class _Search:
                 return None
             first_short, served = first_short or priced, served or found
             value = score(self.problem, self._plan_of(self.incumbent)).levels[len(bounds) - 1]
+            reached[-1] = value
             if value <= bounds[-1] + _HOLD_TOLERANCE:
                 largest = best
             else:
                 held = (*held, _Held(unserved, unmet, value + _HOLD_TOLERANCE))
             bounds[-1] = max(bounds[-1], bound)
             self.pool = _distinct(self.pool.joined(self.incumbent))
-        stage = _Stage(zero, zero, 1.0, held, largest, self.has_option)
+        stage = _Stage(zero, zero, 1.0, held, largest, self.has_option, tuple(reached))
         priced = self._converge(stage)
         found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
@@ -482,14 +496,12 @@ class _Search:
         money = max(priced.bound - bare_bound, 0.0)
         room = self._money_room + self.options.relative_gap * bound
         columns = self._plan(stage, priced, bound + money + room)
-        if columns is None:
-            return False, bound
-        value = float(self._service(stage, columns).sum())
-        if not self._close_enough(value, bound):
-            reduced = priced.columns.value(self._prices(bare, priced.duals)) - lower[priced.columns.server]
-            bound = self._close(bare, replace(priced, reduced=reduced, bound=bound), value)
-            bound = self._whole_steps(weight, bound, by_share=by_share)
-        return True, bound
+        value = np.inf if columns is None else float(self._service(stage, columns).sum())
+        if self._close_enough(value, bound):
+            return True, bound
+        reduced = priced.columns.value(self._prices(bare, priced.duals)) - lower[priced.columns.server]
+        found, bound = self._close(bare, replace(priced, reduced=reduced, bound=bound), value)
+        return found, self._whole_steps(weight, bound, by_share=by_share)
 
     def _whole_steps(self, weight: FloatArray, bound: float, *, by_share: bool) -> float:
         """Raise a bound on a sum of weights of whole servers to the next sum there is."""
@@ -833,13 +845,21 @@ class _Search:
         short = float(raw.x[len(free) :].max(initial=0.0))
         return _Mastered(columns, x, duals, raw.objective, short)
 
-    def _solve(self, milp: Milp, *, relax: bool, share: float = 1.0, gap: float | None = None) -> RawSolution:
+    def _solve(
+        self,
+        milp: Milp,
+        *,
+        relax: bool,
+        share: float = 1.0,
+        gap: float | None = None,
+        start: FloatArray | None = None,
+    ) -> RawSolution:
         options = replace(
             self.options,
             time_limit_s=max(share * self.left_s(), 0.01),
             relax=relax,
             relative_gap=self.options.relative_gap if gap is None else gap,
-            start=None,
+            start=start,
         )
         raw = self.backend.solve(milp, options)
         self.solver, self.version = raw.solver, raw.version
@@ -884,7 +904,9 @@ class _Search:
         distance[far] += distance.max(initial=0.0)
         nearest = np.argsort(distance, kind="stable")
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
-        for count in (*_PLAN_COLUMNS, len(nearest)):
+        # A compact program is the better last resort where it is small enough.
+        last = () if self.mixes and self.servers.count <= _CLOSABLE else (_PLAN_COLUMNS[-1], len(nearest))
+        for count in (*_PLAN_COLUMNS[:-1], *last):
             if value - priced.bound <= self._worth_closing * (good - priced.bound):
                 break
             if best is not None and self.left_s() <= 0:
@@ -924,12 +946,8 @@ class _Search:
         """Better the incumbent at the cost level; whether a plan was found, and the bound."""
         bound = priced.bound
         columns = self._plan(stage, priced, bound + 0.9 * self.options.relative_gap * abs(bound))
-        if columns is None:
-            return False, bound
-        value = float(self._worth(stage, columns).sum())
-        if not self._close_enough(value, bound):
-            bound = self._close(stage, priced, value)
-        return True, bound
+        value = np.inf if columns is None else float(self._worth(stage, columns).sum())
+        return (True, bound) if self._close_enough(value, bound) else self._close(stage, priced, value)
 
     def _close_enough(self, value: float, bound: float) -> bool:
         if np.isinf(value):
@@ -963,32 +981,45 @@ class _Search:
         best = which[taken]
         return best, self._total(stage, columns, best), raw.bound
 
-    def _close(self, stage: _Stage, priced: _Priced, value: float) -> float:
+    def _close(self, stage: _Stage, priced: _Priced, value: float) -> tuple[bool, float]:
+        """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound."""
+        if self.left_s() > 0 and self.servers.count <= _CLOSABLE and self.mixes:
+            return self._solve_whole(stage, priced, value)
+        if self.left_s() > 0 and not self.mixes and np.isfinite(value):
+            return True, self._solve_listed(stage, priced, value)
+        return bool(np.isfinite(value)), priced.bound
+
+    def _solve_whole(self, stage: _Stage, priced: _Priced, value: float) -> tuple[bool, float]:
+        """Solve the compact program, tightened by what pricing knows of every server."""
+        everything = stage.reached is None
+        reached = () if stage.reached is None else stage.reached
+        index = len(self.levels) - 1 if everything else len(reached)
+        formulation = formulate(self.problem, serve_all=everything)
+        limits = tuple(v + _HOLD_TOLERANCE * max(1.0, abs(v)) for v in reached)
+        milp = program(formulation, index, limits)
+        if everything or not self.problem.policy.partial:
+            none = np.zeros(self.servers.count)
+            full = replace(stage, largest_unserved=none)
+            lower, _ = self._lower(full, priced.columns, self.has_option, priced.duals, none)
+            prices = self._prices(full, priced.duals)
+            milp = with_serving_rows(milp, formulation, self.servers, prices, lower)
+        shift = formulation.objectives[index].shift
+        start = formulation.point(self._plan_of(self.incumbent)) if np.isfinite(value) else None
+        share = 1.0 if index == len(self.levels) - 1 and start is not None else 0.5
+        raw = self._solve(milp, relax=False, share=share, start=start)
+        if raw.x is None:
+            return start is not None, priced.bound
+        if raw.objective + shift < value:
+            self.incumbent = self._columns_of(formulation.read_plan(raw.x))
+        return True, max(priced.bound, min(raw.bound + shift, value))
+
+    def _solve_listed(self, stage: _Stage, priced: _Priced, value: float) -> float:
         """Solve the program over all columns that a plan better than `value` can have; the bound.
 
         A plan with a column whose reduced cost is above value - bound is no better than `value`.
         """
-        if self.left_s() <= 0 or (self.mixes and self.servers.count > _CLOSABLE):
-            return priced.bound
         gap = value - priced.bound
-        columns, reduced, reach, base = priced.columns, priced.reduced, gap, priced.bound
-        if self.mixes:
-            most = _CLOSING_SLACK * self._slack(stage, columns, priced.duals)
-            slack = np.where(most > 0, np.minimum(gap * (1.0 + _INTEGRAL), most), gap)
-            found = mixtures(
-                self.servers,
-                np.flatnonzero(stage.active),
-                self._prices(stage, priced.duals),
-                stage.largest_unserved,
-                slack,
-                self.left_s,
-                most_columns=max(_NEAR_COLUMNS, _MOST_CLOSING_COLUMNS // int(stage.active.sum())),
-            )
-            columns = _distinct(columns.joined(found.columns))
-            reduced = columns.value(self._prices(stage, priced.duals)) - found.lower[columns.server]
-            lower = found.lower[stage.active]
-            reach = min(gap, float((found.reach[stage.active] - lower).min()))
-            base = _lagrangian(lower, priced.duals, self._limits(stage))
+        columns, reduced, reach = priced.columns, priced.reduced, gap
         within = np.flatnonzero(reduced <= gap * (1.0 + _INTEGRAL))
         if len(within) > _MOST_CLOSING_COLUMNS:
             within = within[np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]]
@@ -1000,7 +1031,7 @@ class _Search:
         best, worth, bound = chosen
         if worth < value:
             self.incumbent = columns.take(best)
-        return max(priced.bound, min(bound, base + reach, value))
+        return max(priced.bound, min(bound, priced.bound + reach, value))
 
     def _plan_of(self, columns: Columns) -> Plan:
         replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()

@@ -65,6 +65,10 @@ class Formulation:
         Column of ``n[j]`` or ``y[j]``.
     replicas_per_unit : (J,) int
         Replicas that a value of 1 in the option's column stands for.
+    unserved_column : (S,) int
+        Column of ``u[s]``, -1 for servers without an option.
+    left_column : (C,) int
+        Column of ``left[s, a]`` for each row of what runs now; -1 where the program has none.
     inventory_row : (T,) int
         Row of each GPU type, -1 where the type is unlimited.
     single_card_row : (T,) int
@@ -75,6 +79,8 @@ class Formulation:
     objectives: tuple[Objective, ...]
     option_column: IntArray
     replicas_per_unit: IntArray
+    unserved_column: IntArray
+    left_column: IntArray
     inventory_row: IntArray
     single_card_row: IntArray
 
@@ -249,12 +255,12 @@ def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = Fals
             _all_or_nothing_rows(builder, frame)
     inventory_row = _inventory_rows(builder, frame)
     single_card_row = _node_rows(builder, frame)
-    objectives = [
-        _cost_objective(builder, frame, level, whole=whole)
-        if level.kind is LevelKind.COST
-        else _service_objective(builder, frame, level)
-        for level in levels(problem)
-    ]
+    *services, last = levels(problem)
+    objectives = [_service_objective(builder, frame, level) for level in services]
+    cost, left_column = _cost_objective(builder, frame, last, whole=whole)
+    objectives.append(cost)
+    unserved_column = np.full(len(problem.servers), -1, dtype=np.int64)
+    unserved_column[frame.servers] = frame.unserved
     milp = builder.build()
     return Formulation(
         milp=milp,
@@ -263,6 +269,8 @@ def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = Fals
         ),
         option_column=frame.option_column,
         replicas_per_unit=frame.per_unit,
+        unserved_column=unserved_column,
+        left_column=left_column,
         inventory_row=inventory_row,
         single_card_row=single_card_row,
     )
@@ -403,7 +411,7 @@ def _type_limit_rows(builder: _Builder, frame: _Frame) -> None:
 def _all_or_nothing_rows(builder: _Builder, frame: _Frame) -> None:
     """``sum_j (n[j] - least[j]) <= U[s] (1 - u[s])`` with binary u and U the sum of the bounds."""
     count = len(frame.servers)
-    least = np.bincount(frame.server_of_option, frame.problem.least, minlength=count)
+    least = np.bincount(frame.server_of_option, frame.problem.least, minlength=count).astype(np.float64)
     most = np.bincount(frame.server_of_option, frame.upper, minlength=count) - least
     builder.add_rows(
         [
@@ -543,8 +551,10 @@ def _service_objective(builder: _Builder, frame: _Frame, level: Level) -> Object
     return Objective(level, cost, 0.0, everything)
 
 
-def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bool) -> Objective:
-    """``sum_j cost[j] n[j]`` plus the switching penalty.
+def _cost_objective(
+    builder: _Builder, frame: _Frame, level: Level, *, whole: bool
+) -> tuple[Objective, IntArray]:
+    """``sum_j cost[j] n[j]`` plus the switching penalty; and `Formulation.left_column`.
 
     The penalty is ``switchingPenalty`` times (the cost of accelerators left + the cost of those newly taken
     up by a server that has a current allocation). In the whole program the first part is a constant of each
@@ -552,6 +562,7 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
     """
     problem = frame.problem
     factor = problem.policy.switching_factor
+    left_column = np.full(len(problem.current_server), -1, dtype=np.int64)
     if whole:
         # Without any option everything is left; each option's cost alone says what it takes back.
         left_of = np.bincount(
@@ -559,7 +570,7 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
         )
         cost = np.zeros(builder.columns)
         cost[frame.option_column] = cost_alone_per_h(problem) - factor * left_of[problem.option_server]
-        return Objective(level, cost, factor * float(left_of.sum()), 0.0)
+        return Objective(level, cost, factor * float(left_of.sum()), 0.0), left_column
 
     newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     width = max(len(problem.accelerators), 1)
@@ -570,6 +581,7 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
     offset = float(leaving[~reachable].sum())
     names = frame.names("left", problem.current_server[reachable])
     left = builder.add_columns(0.0, np.ones(int(reachable.sum())), integer=False, names=names)
+    left_column[reachable] = left
     pairs = current_pair[reachable]
     order = np.argsort(pairs)
     mine = np.flatnonzero(np.isin(option_pair, pairs))
@@ -584,4 +596,4 @@ def _cost_objective(builder: _Builder, frame: _Frame, level: Level, *, whole: bo
     cost = np.zeros(builder.columns)
     cost[frame.option_column] = problem.cost_per_h * (1.0 + factor * newly)
     cost[left] = leaving[reachable]
-    return Objective(level, cost, offset, 0.0)
+    return Objective(level, cost, offset, 0.0), left_column

@@ -16,7 +16,7 @@ from solver.errors import SolverError
 from solver.milp import Termination
 from solver.problem import NO_LIMIT, Inventory, Plan
 from solver.reduce import keep
-from solver.solve import LevelResult, Solved, solve
+from solver.solve import Solved, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +25,9 @@ if TYPE_CHECKING:
     from solver.problem import AllocationProblem
 
 # From so many servers on the decomposition is the faster one, with a mix and with one type per server
-# (`benchmarks/fleet.py`); up to `_CLOSABLE` servers the direct method may close what it leaves open.
+# (`benchmarks/fleet.py`).
 _MIX_FROM = 20
 _ONE_TYPE_FROM = 200
-_CLOSABLE = 300
-
-# Values of a level that differ by less are equal.
-_SAME = 1e-6
 
 
 class Method(StrEnum):
@@ -90,18 +86,11 @@ def _solve(
     if method is Method.DECOMPOSE:
         return decompose(problem, backend, options, now=now)
     end = now() + options.time_limit_s
-    # Where GPUs are short a small fleet is better left to the direct method, which gets half of the time.
-    share = 0.5 if servers <= _CLOSABLE else 1.0
     try:
-        part = replace(options, time_limit_s=share * options.time_limit_s)
-        found = decompose(problem, backend, part, now=now)
+        return decompose(problem, backend, options, now=now)
     except SolverError:
         # Its bounds are checked against its plans; where they contradict each other neither is believed.
         return solve(problem, backend, replace(options, time_limit_s=max(end - now(), 1.0)), now=now)
-    left_s = end - now()
-    if found.termination is Termination.OPTIMAL or servers > _CLOSABLE or left_s < 0.1 * options.time_limit_s:
-        return found
-    return better(problem, found, solve(problem, backend, replace(options, time_limit_s=left_s), now=now))
 
 
 def completed(problem: AllocationProblem, solved: Solved) -> Solved:
@@ -128,23 +117,3 @@ def completed(problem: AllocationProblem, solved: Solved) -> Solved:
         for level, value in zip(solved.levels, worth, strict=True)
     )
     return replace(solved, plan=filled, levels=tuple(levels))
-
-
-def better(problem: AllocationProblem, one: Solved, other: Solved) -> Solved:
-    """Return the answer with the better plan, with the higher bound of the two at each level.
-
-    A bound holds given the values of the levels before, so bounds are joined only as far as these agree.
-    """
-    worth = [score(problem, solved.plan).levels for solved in (one, other)]
-    best, rest = (one, other) if worth[0] <= worth[1] else (other, one)
-    results: list[LevelResult] = []
-    agree = True
-    for mine, theirs in zip(best.levels, rest.levels, strict=True):
-        if agree and theirs.bound > mine.bound:
-            proven = theirs.termination is Termination.OPTIMAL and abs(mine.value - theirs.value) <= _SAME
-            termination = Termination.OPTIMAL if proven else mine.termination
-            results.append(replace(mine, bound=min(theirs.bound, mine.value), termination=termination))
-        else:
-            results.append(mine)
-        agree = agree and abs(mine.value - theirs.value) <= _SAME * max(1.0, abs(mine.value))
-    return replace(best, levels=tuple(results))

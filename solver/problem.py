@@ -83,7 +83,7 @@ class ReplicaLimit:
     ----------
     server, accelerator : int
     least : int
-        Replicas that run in every plan, whatever the demand; the inventory holds those of all limits together.
+        Replicas that run in every plan, whatever the demand; the inventory holds those of all limits.
     most : int
         `NO_LIMIT` where there is no maximum.
     """

@@ -21,9 +21,9 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
     """Options that another option of the same server and GPU type replaces at no loss, shape (J,).
 
     Replica by replica: option i dominates j when it has no less capacity, no more GPUs and no more cost per
-    replica, and j is on no current accelerator, or on the same one as i. Options on an accelerator with limits of
-    replicas compare with those on the same one only. Of equal options the one with the smaller index, so the
-    smaller batch limit, stays.
+    replica, and j is on no current accelerator, or on the same one as i. Options on an accelerator with
+    limits of replicas compare with those on the same one only. Of equal options the one with the smaller
+    index, so the smaller batch limit, stays.
 
     Parameters
     ----------

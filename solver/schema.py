@@ -441,8 +441,12 @@ class AllocPart(Wire):
     num_replicas: Whole = Field(default=0, description="replicas")
     max_batch: Whole = Field(default=0, description="batch limit of each replica")
     cost_cents_per_h: Amount = Field(default=0.0, description="cost of the replicas, cents/h")
-    itl_average_ms: Amount = Field(default=0.0, description="mean inter-token latency, ms")
-    ttft_average_ms: Amount = Field(default=0.0, description="mean time to first token, ms")
+    itl_average_ms: Amount | None = Field(
+        default=0.0, description="mean inter-token latency, ms; null: not known"
+    )
+    ttft_average_ms: Amount | None = Field(
+        default=0.0, description="mean time to first token, ms; null: not known"
+    )
     load: Load = Field(default_factory=Load, description="the part of the load that they serve")
 
 
@@ -453,8 +457,12 @@ class Alloc(Wire):
     num_replicas: Whole = Field(default=0, description="replicas")
     max_batch: Whole = Field(default=0, description="batch limit of each replica")
     cost_cents_per_h: Amount = Field(default=0.0, description="cost of all replicas, cents/h")
-    itl_average_ms: Amount = Field(default=0.0, description="mean inter-token latency, ms")
-    ttft_average_ms: Amount = Field(default=0.0, description="mean time to first token, ms")
+    itl_average_ms: Amount | None = Field(
+        default=0.0, description="mean inter-token latency, ms; null: not known"
+    )
+    ttft_average_ms: Amount | None = Field(
+        default=0.0, description="mean time to first token, ms; null: not known"
+    )
     wait_average_ms: Amount = Field(default=0.0, description="mean waiting time, ms (law 1)")
     load: Load = Field(default_factory=Load, description="what arrives")
     parts: list[AllocPart] = Field(
@@ -733,8 +741,12 @@ class Allocation(Wire):
     num_replicas: int = Field(description="replicas")
     max_batch: int = Field(description="batch limit of each replica")
     cost_cents_per_h: float = Field(description="cost of all replicas, cents/h")
-    itl_average_ms: float = Field(description="mean inter-token latency at the load that is served, ms")
-    ttft_average_ms: float = Field(description="mean time to first token, ms (law 1: the mean wait)")
+    itl_average_ms: float | None = Field(
+        description="mean inter-token latency at the load that is served, ms; null: not known"
+    )
+    ttft_average_ms: float | None = Field(
+        description="mean time to first token, ms (law 1: the mean wait); null: not known"
+    )
     wait_average_ms: Annotated[float | None, _LEFT_OUT] = Field(
         default=None, description="mean waiting time, ms (law 1 only)"
     )

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from solver.schema import ModelTarget
+from solver.schema import Latencies, ModelTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -166,11 +166,12 @@ def _cells(given: Allocation | AllocPart, itl_target_ms: float, ttft_target_ms: 
     ]
 
 
-def _against(value: float, target: float) -> Text:
+def _against(value: float | None, target: float) -> Text:
     """Write a latency, with its target where there is one."""
     if not target:
         return Text(_number(value))
-    return Text(f"{_number(value)} / {_number(target)}", style="red" if value > target else "")
+    missed = value is not None and value > target
+    return Text(f"{_number(value)} / {_number(target)}", style="red" if missed else "")
 
 
 def _served(served_rpm: float, demand_rpm: float) -> Text:
@@ -252,17 +253,18 @@ def _verification(verification: Verification) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("targets", overflow="fold")
     for option in verification.options:
-        simulated, model = option.simulated, option.model
+        model = option.model
+        simulated = option.simulated or Latencies(itl_average_ms=None, ttft_average_ms=None, ttft_p95_ms=None)
         table.add_row(
             option.server,
             option.accelerator,
             str(option.max_batch),
             _number(option.arrival_rate_per_replica_rpm),
-            _number(simulated and simulated.itl_average_ms),
+            _number(simulated.itl_average_ms),
             _number(model.itl_average_ms),
-            _number(simulated and simulated.ttft_average_ms),
+            _number(simulated.ttft_average_ms),
             _number(model.ttft_average_ms),
-            _number(simulated and simulated.ttft_p95_ms),
+            _number(simulated.ttft_p95_ms),
             _number(model.ttft_p95_ms),
             Text(option.verdict, style="" if option.verdict == "met" else "red"),
         )

@@ -55,7 +55,8 @@ FULL: dict[str, Any] = json.loads("""
       {"model": "m2", "slo-itl": 30}]}]},
   "serverData": {"servers": [
     {"name": "s1", "class": "Premium", "model": "m1", "keepAccelerator": true, "minNumReplicas": 1,
-     "maxNumReplicas": 9, "maxTypes": 2, "replicaLimits": [{"accelerator": "H100", "min": 1, "max": 8}], "maxBatchSize": 4, "maxQueueSize": 0, "weight": 2.5,
+     "maxNumReplicas": 9, "maxTypes": 2, "replicaLimits": [{"accelerator": "H100", "min": 1, "max": 8}],
+     "maxBatchSize": 4, "maxQueueSize": 0, "weight": 2.5,
      "currentAlloc": {
        "accelerator": "H100", "numReplicas": 3, "maxBatch": 256, "cost": 141, "itlAverage": 20.5,
        "ttftAverage": 70.25, "waitAverage": 3.5,

@@ -36,10 +36,11 @@ def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float, hint: str) ->
     return Group(
         headline(story, elapsed_s),
         variants_table(seen, demo),
-        conditions(seen),
         gpus_table(seen),
         _still_missing(story, seen),
         Text(hint, style="dim"),
+        # Last, as a low window cuts off what is last.
+        conditions(seen),
     )
 
 
@@ -55,14 +56,14 @@ def headline(story: Story, elapsed_s: float) -> Text:
 
 def variants_table(seen: Seen, demo: Demo) -> Table:
     """Return a row for each variant: the load, the replicas, latencies against targets."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("variant", "model", "class", "on"):
         table.add_column(name, no_wrap=True)
     for name in (
         "req/s",
-        "replicas\nwanted/there/ready",
-        "TTFT ms\npredicted/seen/SLO",
-        "ITL ms\npredicted/seen/SLO",
+        "replicas\nwant/has/ready",
+        "TTFT ms\npred./seen/SLO",
+        "ITL ms\npred./seen/SLO",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in VARIANTS:
@@ -120,7 +121,12 @@ def _still_missing(story: Story, seen: Seen) -> Text:
 
 def summary(story: Story) -> Table:
     """Return what was seen at the end of each phase, and whether it is what the phase tells."""
-    table = Table(title="What was seen", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="What was seen at the end of each phase",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("phase")
     table.add_column("s", justify="right")
     for variant in VARIANTS:

@@ -1,7 +1,7 @@
 """A cluster on this machine, without Docker and without GPUs, that lives through a day in five minutes.
 
-Real: API server, HPAs, scheduler, Prometheus, its adapter, the objects of the chart, fleetopt's controller under
-its own account, and its service. Simulated: nodes, pods, and what their model servers count.
+Real: API server, HPAs, scheduler, Prometheus and its adapter, the objects of the chart, fleetopt's controller
+under its own account, and its service. Simulated: nodes, pods, and what their model servers count.
 """
 
 from __future__ import annotations
@@ -225,9 +225,7 @@ def _tell(its: DemoCluster, story: Story, console: Console, story_only: bool) ->
                 if is_new and story.phase:
                     its.set_rates(dict(story.phase.rates_rps))
                 if live:
-                    live.update(
-                        screen(story, seen, its.demo, now_s, f"{hint}\nCtrl-C ends it."), refresh=True
-                    )
+                    live.update(screen(story, seen, its.demo, now_s, "Ctrl-C ends it."), refresh=True)
                 elif is_new or now_s >= block_at_s:
                     block_at_s = now_s + _BLOCK_EVERY_S
                     console.print(screen(story, seen, its.demo, now_s, ""))

@@ -146,7 +146,7 @@ def greedy(problem: AllocationProblem) -> Plan:
 
 
 def _options(problem: AllocationProblem) -> IntArray:
-    """Return one option for each server and accelerator: the cheapest, then that of the smallest batch limit."""
+    """Return one option for each server and accelerator: the cheapest, then the smallest batch limit."""
     value = cost_alone_per_h(problem)
     server, accelerator = problem.option_server, problem.option_accelerator
     by_accelerator = np.lexsort((problem.option_batch, value, accelerator, server))
@@ -163,7 +163,7 @@ def _servers(problem: AllocationProblem, chosen: IntArray, anyway: IntArray) -> 
     chosen = chosen[~problem.needs_nothing[server[chosen]]]
     chosen = chosen[np.lexsort((accelerator[chosen], value[chosen], server[chosen]))]
     needed, most = _beside(problem, anyway)
-    runs_on = problem.per_server(anyway > 0)
+    runs_on = problem.per_server(np.minimum(anyway, 1))
 
     candidates: dict[int, list[_Candidate]] = {}
     for option in chosen.tolist():

@@ -442,6 +442,22 @@ def test_variants_without_a_decision_keep_their_replicas() -> None:
 
 
 @needs_helm
+@pytest.mark.parametrize(("kind", "least"), [("hpa", 1), ("keda", 0)])
+def test_least_replicas_of_autoscalers(kind: str, least: int) -> None:
+    kinds = {
+        "hpa": ("HorizontalPodAutoscaler", "minReplicas"),
+        "keda": ("ScaledObject", "minReplicaCount"),
+    }
+    name, field = kinds[kind]
+    first = "autoscalers[0]"
+    given = f"--set={first}.name=a,{first}.namespace=n,{first}.maxReplicas=3,{first}.kind={kind}"
+    for replicas, expected in ((None, least), (0, 0), (2, 2)):
+        option = "" if replicas is None else f",{first}.minReplicas={replicas}"
+        (found,) = of_kind(rendered(given + option), name).values()
+        assert found["spec"][field] == expected
+
+
+@needs_helm
 def test_autoscalers_go_up_faster_than_down() -> None:
     found = rendered(*EVERYTHING)
     behaviors = [hpa["spec"]["behavior"] for hpa in of_kind(found, "HorizontalPodAutoscaler").values()]

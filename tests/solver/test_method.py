@@ -8,7 +8,7 @@ import pytest
 
 from solver import backends
 from solver.check import score, violations
-from solver.method import Method, better, completed, solve_by
+from solver.method import Method, completed, solve_by
 from solver.milp import SolveOptions, Termination
 from solver.problem import Inventory, Policy
 from solver.solve import solve
@@ -36,22 +36,6 @@ def test_only_the_direct_method_keeps_a_program() -> None:
     assert solve_by(Method.AUTO, problem, highs, EXACT).program is not None
 
 
-def test_the_better_plan_and_the_higher_bound_are_joined() -> None:
-    problem = oracle.two_by_two(Policy())
-    best = solve(problem, backends.get("highs"), EXACT)
-    value = best.levels[-1].value
-    unproven = replace(
-        best,
-        levels=(
-            *best.levels[:-1],
-            replace(best.levels[-1], bound=value - 5, termination=Termination.TIME_LIMIT),
-        ),
-    )
-    joined = better(problem, unproven, best)
-    assert joined.levels[-1].bound == pytest.approx(value)
-    assert joined.termination is Termination.OPTIMAL
-
-
 def test_an_answer_that_ran_out_of_time_is_completed_with_what_is_left() -> None:
     problem = oracle.two_by_two(Policy())
     best = solve(problem, backends.get("highs"), EXACT)
@@ -77,18 +61,3 @@ def test_what_does_not_fit_is_not_added() -> None:
     assert answer.plan.replicas.tolist() == [0, 0, 3, 0]
 
 
-def test_a_bound_counts_only_where_the_levels_before_agree() -> None:
-    problem = oracle.two_by_two(Policy())
-    best = solve(problem, backends.get("highs"), EXACT)
-    nothing = replace(best.plan, replicas=best.plan.replicas * 0)
-    worse = replace(
-        best,
-        plan=nothing,
-        levels=tuple(
-            replace(level, value=value, bound=value, termination=Termination.OPTIMAL)
-            for level, value in zip(best.levels, score(problem, nothing).levels, strict=True)
-        ),
-    )
-    joined = better(problem, worse, best)
-    assert (joined.plan.replicas == best.plan.replicas).all()
-    assert [level.bound for level in joined.levels[1:]] == [level.bound for level in best.levels[1:]]
