@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_PORT ?= 18080
 
-.PHONY: test demo scenarios lint bench bench-controller accuracy clean
+.PHONY: test demo cluster cluster-down scenarios lint bench bench-parts bench-controller accuracy clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,15 +23,30 @@ demo: $(READY)
 	echo "POST http://127.0.0.1:$(DEMO_PORT)/optimize < scenarios/azure-chat-peak/system.json"; \
 	$(BIN)/fleetopt request --wait 60 http://127.0.0.1:$(DEMO_PORT) scenarios/azure-chat-peak/system.json
 
+# A real control plane with fake GPU nodes, and a day in five minutes on it (docs/cluster.md).
+# CLUSTER_ARGS=--story-only ends it with the story.
+cluster: $(READY)
+	@if command -v go >/dev/null; then echo "Building what is not there yet (the first time: about ten minutes)"; deploy/cluster/build.sh; fi
+	@$(BIN)/python deploy/cluster/up.py $(CLUSTER_ARGS)
+
+# Ends it from another terminal, or what it left when it was killed.
+cluster-down: $(READY)
+	@$(BIN)/python deploy/cluster/down.py
+
 # pytest with each backend, over every scenario.
 scenarios: $(READY)
 	for backend in highs ortools pyomo greedy; do $(BIN)/python -m pytest scenarios --backend $$backend || exit 1; done
 
+# One table of fleets up to 10,000 servers, written to benchmarks/RESULTS.md row by row; about half an hour.
+# BENCH="--resume" goes on where a run was stopped, BENCH="--servers 27 100" measures those rows only.
 bench: $(READY)
+	$(BIN)/python benchmarks/fleet.py --write --repeat 5 $(BENCH)
+
+# What the table is made of: sizing law by law, reading JSON, requests over HTTP.
+bench-parts: $(READY)
 	$(BIN)/python benchmarks/sizing.py
 	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/fleet.py --servers 27 100 --repeat 3
 
 # A thousand variants on a real API server and Prometheus; about two minutes, and the binaries of deploy/cluster/build.sh.
 bench-controller: $(READY)

@@ -104,9 +104,29 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def main() -> None:
+def on_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def seconds_by_law() -> dict[str, float]:
+    """Median wall clock seconds to size the candidates of each law on one core."""
+    on_one_core()
+    found = {}
+    for law in Law:
+        candidates = build(law)
+        size(candidates)
+        wall_s = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            size(candidates)
+            wall_s.append(time.perf_counter() - start)
+        found[f"law {law:d}"] = statistics.median(wall_s)
+    return found
+
+
+def main() -> None:
+    on_one_core()
     print(f"{processor()}, {platform.machine()}, one core; {platform.system()} {platform.release()}")
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}")
     print(f"{COUNT} candidates, median of {REPEATS}\n")

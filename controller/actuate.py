@@ -2,18 +2,18 @@
 
 ::
 
-    Analysis, Response -> checked -> replicas of each variant -> limits of stability -> Decision
-    Decision -> gauges -> status -> event -> scale, each only where something is new
+    Analysis, Response -> share of each variant -> limits of stability -> Decision
+    Decision -> gauges -> scale -> status -> event -> owner, each only where something is new
 
 A server that is absent from an answer keeps what it runs, and so does every variant of a pass that failed.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from controller.answer import check_answer, remedy_of, shares_of
 from controller.crd import (
     ACTUATE_ANNOTATION,
     WINDOW_ANNOTATION,
@@ -25,7 +25,7 @@ from controller.crd import (
     owner_reference,
     status_patch,
 )
-from controller.errors import ClusterError, OptimizerError
+from controller.errors import ClusterError
 from controller.options import option_of
 from controller.settings import parse_duration
 from controller.stability import Limits, Memory, Recommendation, remembered, steadied
@@ -34,18 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from controller.analyze import Analysis, Group
+    from controller.answer import Share
     from controller.crd import Variant, VariantKey
-    from controller.options import Option
     from controller.settings import Settings
     from controller.snapshot import Snapshot, Workload
     from solver.schema import Allocation, Response, Unserved
-
-# Demand that replicas cannot serve: fewer of them would be no better.
-_HOPELESS = {
-    "targets": "TargetsUnreachable",
-    "noProfile": "ProfileMissing",
-    "keepAccelerator": "TargetsUnreachable",
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def plan(analysis: Analysis, response: Response | None, snapshot: Snapshot, now_
     for group in analysis.groups:
         allocation = response.allocations.get(group.server) if response else None
         shortage = unserved.get(group.server)
-        shares = _shares(group, allocation, shortage, snapshot.workloads)
+        shares = shares_of(group, allocation, shortage, snapshot.workloads, analysis.accelerators)
         if isinstance(shares, Hold):
             held |= dict.fromkeys((variant.key for variant in group.variants), shares)
             continue
@@ -185,116 +178,10 @@ def hold_all(snapshot: Snapshot, memory: Memory, hold: Hold) -> Plan:
     return Plan(decisions, memory)
 
 
-def check_answer(analysis: Analysis, response: Response) -> None:
-    """Refuse an answer that cannot be acted on.
-
-    Raises
-    ------
-    OptimizerError
-        When it has an accelerator that the server has no option for, a negative number, or more GPUs of a
-        type than there are.
-    """
-    if analysis.system is None:
-        return
-    used: dict[str, int] = {}
-    for group in analysis.groups:
-        allocation = response.allocations.get(group.server)
-        if allocation is None:
-            continue
-        options = {option.wire_name: option for option in group.options}
-        for name, replicas in _replicas_by_name(allocation).items():
-            option = options.get(name)
-            if option is None or replicas < 0:
-                raise OptimizerError(f"the answer has {replicas} replicas of {group.server} on {name!r}")
-            used[option.device] = used.get(option.device, 0) + replicas * option.profile.acc_count
-    if analysis.system.optimizer_data.optimizer.unlimited:
-        return
-    there = {entry.type: entry.count for entry in analysis.system.capacity_data.count}
-    for device, cards in used.items():
-        if cards > there.get(device, 0):
-            raise OptimizerError(f"the answer takes {cards} {device}, there are {there.get(device, 0)}")
-
-
-def split(replicas: int, variants: Sequence[Variant], workloads: Mapping[VariantKey, Workload]) -> list[int]:
-    """Share replicas of one kind among the variants that offer it.
-
-    Each gets its minimum, then what it runs already, then the rest in order, none more than its maximum. What
-    no maximum leaves room for is left out.
-
-    Parameters
-    ----------
-    replicas : int
-    variants : sequence of Variant
-    workloads : mapping of VariantKey to Workload
-
-    Returns
-    -------
-    list of int
-        One for each variant.
-    """
-    most = [replicas if v.max_replicas is None else v.max_replicas for v in variants]
-    given = [min(v.min_replicas or 0, limit) for v, limit in zip(variants, most, strict=True)]
-    running = [min(workloads[v.key].replicas, limit) for v, limit in zip(variants, most, strict=True)]
-    for limits in (running, most):
-        for index, limit in enumerate(limits):
-            more = min(max(limit - given[index], 0), max(replicas - sum(given), 0))
-            given[index] += more
-    return given
-
-
-def _replicas_by_name(allocation: Allocation) -> dict[str, int]:
-    """Replicas by the name of the accelerator in the system."""
-    if allocation.parts:
-        return {part.accelerator: part.num_replicas for part in allocation.parts}
-    return {allocation.accelerator: allocation.num_replicas} if allocation.num_replicas else {}
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one variant gets of an answer."""
-
-    replicas: int
-    option: Option | None
-
-
-def _shares(
-    group: Group,
-    allocation: Allocation | None,
-    shortage: Unserved | None,
-    workloads: Mapping[VariantKey, Workload],
-) -> dict[VariantKey, _Share] | Hold:
-    """Break an answer down to the variants of a group, or say why it cannot be followed."""
-    if shortage is not None and shortage.reason in _HOPELESS:
-        why = "no batch size meets the targets: " if shortage.reason == "targets" else ""
-        return Hold("OptimizationReady", _HOPELESS[shortage.reason], why + shortage.detail)
-    if allocation is None:
-        return Hold("OptimizationReady", "NotInAnswer", f"the answer says nothing about {group.server}")
-    by_name = _replicas_by_name(allocation)
-    offers: dict[str, list[Option]] = {}
-    for option in group.options:
-        offers.setdefault(option.wire_name, []).append(option)
-    by_key = {variant.key: variant for variant in group.variants}
-    shares = {variant.key: _Share(0, None) for variant in group.variants}
-    for name in sorted(by_name):
-        offering = offers[name]
-        counts = split(by_name[name], [by_key[option.variant] for option in offering], workloads)
-        for option, count in zip(offering, counts, strict=True):
-            if not count:
-                continue
-            if shares[option.variant].replicas:
-                return Hold(
-                    "OptimizationReady",
-                    "MixedAnswer",
-                    f"the answer has {option.variant} on several accelerators; its pods are of one kind",
-                )
-            shares[option.variant] = _Share(count, option)
-    return shares
-
-
 def _decision(
     variant: Variant,
     group: Group,
-    shares: Mapping[VariantKey, _Share],
+    shares: Mapping[VariantKey, Share],
     shortage: Unserved | None,
     analysis: Analysis,
     snapshot: Snapshot,
@@ -318,7 +205,7 @@ def _decision(
         words.append(f"{steady.replicas} now: {steady.why}")
     if shortage is not None:
         words.append(f"{shortage.unserved_share:.0%} of the demand is not served: {shortage.detail}")
-        words += _remedy(group, allocation, shortage)
+        words += remedy_of(group, allocation, shortage)
     words += analysis.notes.get(variant.key, ())
     why = "; ".join(words)
     ready = Condition(
@@ -346,27 +233,6 @@ def _decision(
         ),
         scale=_scales(variant, settings),
     )
-
-
-def _remedy(group: Group, allocation: Allocation | None, shortage: Unserved) -> list[str]:
-    """Say what would serve the rest of a demand.
-
-    A replica of a group that is short serves as much as it can, so what the answer's replicas serve tells how
-    many more would do. Where there is none the answer's own words have to do.
-    """
-    if shortage.reason == "maxReplicas":
-        return ["a larger maxReplicas would serve it"]
-    if shortage.reason != "gpus" or allocation is None:
-        return []
-    missing_rpm = shortage.unserved_share * group.load.arrival_rpm
-    options = {option.wire_name: option for option in group.options}
-    ways = []
-    for part in allocation.parts or (allocation,):
-        if part.num_replicas and part.load.arrival_rate_rpm:
-            option, served_rpm = options[part.accelerator], part.load.arrival_rate_rpm / part.num_replicas
-            cards = math.ceil(missing_rpm / served_rpm) * option.profile.acc_count
-            ways.append(f"{cards} more {option.accelerator}")
-    return [f"about {' or '.join(ways)} would serve it"] if ways else []
 
 
 def _held(variant: Variant, hold: Hold, analysis: Analysis, snapshot: Snapshot) -> Decision:

@@ -48,7 +48,7 @@ class Inventory:
     Attributes
     ----------
     nodes : tuple of GpuNode
-        Ready and schedulable nodes, by name.
+        Ready nodes, by name. One that takes no new pods has the cards that pods of variants hold there.
     held : mapping of VariantKey to (mapping of str to int)
         Cards that the pods of each variant hold, by node; they are part of `GpuNode.cards`.
     at_s : float
@@ -117,8 +117,15 @@ def count_gpus(
     for node in nodes:
         name = node["metadata"]["name"]
         device, cards = _cards(node)
-        if cards and _is_usable(node):
-            found.append(GpuNode(name, device, max(cards - foreign[name], 0)))
+        if not cards or not _is_ready(node):
+            continue
+        left = max(cards - foreign[name], 0)
+        if (node.get("spec") or {}).get("unschedulable"):
+            # What runs there goes on running until it is drained; taking it for gone would end it now.
+            left = min(left, sum(counter[name] for counter in held.values()))
+            if not left:
+                continue
+        found.append(GpuNode(name, device, left))
     return Inventory(tuple(sorted(found, key=lambda node: node.name)), held, at_s)
 
 
@@ -202,8 +209,6 @@ def _cards(node: Mapping[str, Any]) -> tuple[str, int]:
     return "", 0
 
 
-def _is_usable(node: Mapping[str, Any]) -> bool:
-    if (node.get("spec") or {}).get("unschedulable"):
-        return False
+def _is_ready(node: Mapping[str, Any]) -> bool:
     conditions = (node.get("status") or {}).get("conditions") or []
     return all(entry.get("status") == "True" for entry in conditions if entry.get("type") == "Ready")

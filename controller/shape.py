@@ -8,7 +8,8 @@ all exponents are shifted by one number so that the mean is the one that the his
 On large samples of lognormal distributions, the usual shape of such lengths, the estimate of a coefficient of
 variation from 0.5 to 3 is off by at most 16 %, typically by 2 to 4 %. A narrower distribution lies in one or
 two buckets, whose width is then all that is known: the estimate is too large by up to 0.17, and by up to 0.3
-where all lengths are the same.
+where all lengths are the same. Distributions with sharp edges, such as a uniform one, come out up to 20 % too
+narrow.
 """
 
 from __future__ import annotations

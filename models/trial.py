@@ -214,8 +214,8 @@ def largest_rate(
     -------
     float or None
         A rate at which the targets were met, within `RATE_TOLERANCE` of one at which they were not, or with a
-        figure within `TARGET_SLACK` of its target; 0 where not even `LEAST_SHARE` of the rate that missed is met;
-        None when the time ended.
+        figure within `TARGET_SLACK` of its target; 0 where they are not met at `LEAST_SHARE` of the rate that
+        missed; None when the time ended.
     """
 
     def excess_at(rate_rps: float) -> float:

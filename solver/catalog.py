@@ -18,6 +18,7 @@ from models import catalog
 from models.fit import PARAMETERS, Form
 from solver import schema
 from solver.errors import InputError, Problem
+from solver.units import in_cents
 from solver.wire_parse import collector_paused, decode, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from models.fit import Fit
 
 PREFIX = "catalog:"
-CENTS_PER_USD = 100.0
 LEAST_OVERHEAD_MS = 0.1
 
 # Keys of an accelerator and of a profile that only the catalogue reads.
@@ -189,7 +189,7 @@ class _Expansion:
             if price is not None:
                 spot = bool(_get(item, "spot"))
                 usd = price.spot_usd_per_gpu_h if spot else price.usd_per_gpu_h
-                found["cost"] = round(CENTS_PER_USD * usd * cards, 4)
+                found["cost"] = round(in_cents(usd * cards), 4)
                 where = f"{price.cloud}, {price.region}" if price.region else price.cloud
                 self.warnings.append(
                     f"catalogue: {'spot ' if spot else ''}price of {gpu.gpu} at {where} "

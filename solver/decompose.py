@@ -43,6 +43,7 @@ from solver.prices import Listed, ascend
 from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
 from solver.problem import NO_LIMIT, LevelKind, Plan, levels
 from solver.reduce import dominated, keep
+from solver.repair import repaired
 from solver.solve import GpuValue, LevelResult, Solved, solve
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _MOST_ROUNDS = 12
 
 # Share of the time limit that the search for prices leaves to the search for plans.
-_TIME_FOR_PLANS = 0.4
+_TIME_FOR_PLANS = 0.25
 
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
@@ -63,12 +64,16 @@ _SAMPLE = 1000
 # Fleets of at most so many servers: where many columns are within the gap, and it may be closed.
 _CLOSABLE = 300
 
-# A plan so many times further from the bound than asked for is near enough to close the gap at once.
-_WORTH_CLOSING = 8.0
+# A plan at most so many times further from the bound than asked for, with so few columns that can better it,
+# is near enough to close the gap at once.
+_WORTH_CLOSING, _FEW_COLUMNS = 8.0, 10_000
 
 # Columns beside those of the master's solution in the integer programs that make a plan of it, one after
 # the other.
 _PLAN_COLUMNS = (500, 2000, 6000)
+
+# Columns beside those of the master's solution that a repair chooses from.
+_REPAIR_COLUMNS = 10_000
 
 # Most mixes of a server that pricing returns, and of all servers where these are few.
 _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
@@ -84,14 +89,14 @@ _MONEY_SHARE = 0.05
 
 # Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
 # relative to the value of all servers.
-_SLACK, _SLACK_OF_ALL = 0.002, 1.0
+_SLACK, _SLACK_OF_ALL = 0.001, 1.0
 
 # Columns of the restricted master beside the best of each server: at least these, and so many for each.
 _MASTER_COLUMNS = 2_000
-_MASTER_COLUMNS_EACH = 0.3
+_MASTER_COLUMNS_EACH = 1.0
 
 # Smoothing of the bound where the search for prices starts: with no prices yet, and near good ones.
-_COLD, _WARM = 0.05, 0.003
+_COLD, _WARM = 0.05, 2e-4
 
 # A round that changes neither the bound nor the master by more, relatively, is the last.
 _SMALL_STEP = 1e-7
@@ -604,22 +609,24 @@ class _Search:
         return _lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
 
     def _sample(self, stage: _Stage, columns: Columns) -> tuple[Columns, float]:
-        """Columns of some `_SAMPLE` servers of every size, and their share of the active servers."""
+        """Columns of some `_SAMPLE` servers of every size, and their share of what all of them take."""
         active = np.flatnonzero(stage.active)
         if len(active) <= 2 * _SAMPLE:
             return columns, 1.0
-        by_size = active[np.argsort(self._most_cost_per_h[active], kind="stable")]
+        size = self._size[active]
+        by_size = np.argsort(size, kind="stable")[:: len(active) // _SAMPLE]
         sample = np.zeros(self.servers.count, dtype=bool)
-        sample[by_size[:: len(active) // _SAMPLE]] = True
-        return columns.take(sample[columns.server]), sample.sum() / len(active)
+        sample[active[by_size]] = True
+        return columns.take(sample[columns.server]), float(size[by_size].sum() / size.sum())
 
-    def _reduced(self, stage: _Stage, columns: Columns, duals: FloatArray) -> FloatArray:
-        """Value of each column above the least of its server among these columns, shape (C,)."""
-        values = columns.value(self._prices(stage, duals))
-        least = np.full(self.servers.count, np.inf)
-        np.minimum.at(least, columns.server, values)
-        reduced: FloatArray = values - least[columns.server]
-        return reduced
+    @cached_property
+    def _size(self) -> FloatArray:
+        """Least share of the limits that serves each server, the rows added up, shape (S,)."""
+        taken = (self.guide.replicas @ self.coupling.usage) @ (1.0 / np.maximum(self.coupling.limit, 1.0))
+        size = np.full(self.servers.count, np.inf)
+        served = self.guide.unserved == 0
+        np.minimum.at(size, self.guide.server[served], taken[served])
+        return np.where(np.isfinite(size), size, 0.0)
 
     def _listed(self, stage: _Stage, columns: Columns, share: float = 1.0) -> Listed:
         """Return these columns for the search for prices, with a share of the limits."""
@@ -702,6 +709,9 @@ class _Search:
         close = 0.25 * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
         if stage.money < 1.0:
             close += 0.01 * self._money_room
+            # Where servers are served whole, only the next sum of weights counts.
+            weight = np.maximum(stage.unserved, stage.unmet)
+            bound = self._whole_steps(weight[weight > 0], bound, by_share=bool(stage.unserved.any()))
         return master.value - bound <= close
 
     @cached_property
@@ -893,21 +903,28 @@ class _Search:
             return None
         best = self._incumbent_in(stage, priced.columns, limits)
         value = np.inf if best is None else self._total(stage, priced.columns, best)
-        if not priced.split.any() and self._fits(stage, priced.columns.take(chosen), limits):
-            total = self._total(stage, priced.columns, chosen)
-            if total < value:
-                best, value = chosen, total
-        distance = self._listed(stage, priced.columns).distance(priced.duals, priced.reduced, chosen)
+        listed = self._listed(stage, priced.columns)
+        distance = listed.distance(priced.duals, priced.reduced, chosen)
         # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
         # column beyond what the plan may cost above the bound is a last resort.
         far = (priced.reduced > good - priced.bound) & (distance > 0)
         distance[far] += distance.max(initial=0.0)
         nearest = np.argsort(distance, kind="stable")
+        which = np.sort(nearest[: _REPAIR_COLUMNS + len(chosen)])
+        repair = repaired(
+            listed.take(which), priced.reduced[which], priced.duals, np.searchsorted(which, chosen)
+        )
+        if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
+            best = which[repair]
+            value = self._total(stage, priced.columns, best)
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
         # A compact program is the better last resort where it is small enough.
-        last = () if self.mixes and self.servers.count <= _CLOSABLE else (_PLAN_COLUMNS[-1], len(nearest))
-        for count in (*_PLAN_COLUMNS[:-1], *last):
-            if value - priced.bound <= self._worth_closing * (good - priced.bound):
+        compact = self.mixes and self.servers.count <= _CLOSABLE
+        sizes = _PLAN_COLUMNS[:-1] if compact else (*_PLAN_COLUMNS, len(nearest))
+        for count in sizes:
+            if count > _MOST_CLOSING_COLUMNS:
+                break
+            if value <= good or (not self.mixes and self._closes_at_once(priced, value, good)):
                 break
             if best is not None and self.left_s() <= 0:
                 break
@@ -922,9 +939,10 @@ class _Search:
         self.incumbent = priced.columns.take(best)
         return self.incumbent
 
-    @property
-    def _worth_closing(self) -> float:
-        return _WORTH_CLOSING if self.servers.count <= _CLOSABLE else 1.0
+    def _closes_at_once(self, priced: _Priced, value: float, good: float) -> bool:
+        """Whether a plan is so near the bound that few columns can better it."""
+        near = value - priced.bound <= _WORTH_CLOSING * (good - priced.bound)
+        return near and int((priced.reduced <= value - priced.bound).sum()) <= _FEW_COLUMNS
 
     def _incumbent_in(self, stage: _Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
         """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""

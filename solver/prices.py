@@ -59,7 +59,7 @@ class Listed:
     limits: FloatArray
     scale: float
 
-    def take(self, which: BoolArray) -> Listed:
+    def take(self, which: BoolArray | IntArray) -> Listed:
         """Return these columns only."""
         return Listed(self.server[which], self.worth[which], self.usage[which], self.limits, self.scale)
 
@@ -138,7 +138,8 @@ def _near(listed: Listed, duals: FloatArray, reduced: FloatArray, t: float) -> B
     best = np.flatnonzero(reduced <= 0)
     best = best[np.r_[True, np.diff(listed.server[best]) != 0]]
     close: BoolArray = listed.distance(duals, reduced, best) < _PRICE_CHANGE
-    return close | (reduced < _NO_WEIGHT * t)
+    # Columns that take nothing are the way out where the others take too much.
+    return close | (reduced < _NO_WEIGHT * t) | ~listed.usage.any(axis=1)
 
 
 def _groups(server: IntArray) -> tuple[IntArray, IntArray]:

@@ -139,6 +139,8 @@ class Simulators:
             free.put(child)
 
         def ask(task: Task) -> Finding | None:
+            if time.monotonic() >= end_s:
+                return None
             child = free.get()
             try:
                 return _exchange(child, task, end_s - time.monotonic())

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solver.schema import Latencies, ModelTarget
+from solver.units import in_dollars
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
         System,
         Verification,
     )
-
-CENTS_PER_DOLLAR = 100.0
 
 # As wide as any line gets: a table that is piped is read by programs, line by line.
 _PIPE_COLUMNS = 10_000
@@ -290,7 +289,7 @@ def _heading(text: str) -> Text:
 
 
 def _dollars(cents: float | None) -> str:
-    return "-" if cents is None or isnan(cents) else f"{cents / CENTS_PER_DOLLAR:,.2f}"
+    return "-" if cents is None or isnan(cents) else f"{in_dollars(cents):,.2f}"
 
 
 def _percent(share: float | None) -> str:

@@ -76,7 +76,7 @@ class Verification:
     rounds : int
         Programs solved.
     checked : tuple of Checked
-        The options of the answer that carry load.
+        The options of the answer that carry load, those of the most important class first.
     cuts : dict of int to (float, float)
         By candidate: the capacity of the performance model and the one that took its place, requests/s.
     """
@@ -140,6 +140,8 @@ def _check(
     problem, plan = decided.problem, decided.plan
     carried = carried_rps(problem, plan)
     used = np.flatnonzero((plan.replicas > 0) & (carried > 0))
+    # The most important first, in case the time is short.
+    used = used[np.argsort(problem.priority[problem.option_server[used]], kind="stable")]
     candidates = fleet.options[used]
     rates = carried[used] / plan.replicas[used]
     able = fleet.law[candidates] == SIMULATED_LAW

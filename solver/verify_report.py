@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from solver.sizing import Fleet
     from solver.verify import Checked, Verification
 
+MOST_WARNINGS = 20
+
 
 def to_wire(fleet: Fleet, verification: Verification) -> schema.Verification:
     """Write the verification for the report."""
@@ -106,7 +108,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def warnings(fleet: Fleet, verification: Verification) -> list[str]:
-    """Say what of the answer the simulation does not confirm."""
+    """Say what of the answer the simulation does not confirm; of many the first ones, and how many more."""
     lines = []
     for checked in verification.checked:
         if checked.verdict is Verdict.MET:
@@ -116,4 +118,5 @@ def warnings(fleet: Fleet, verification: Verification) -> list[str]:
             what = "misses its targets in the simulation, and was not solved again in time"
         named = _named(fleet, checked.candidate)
         lines.append(f"{named['server']} on {named['accelerator']}: {what}: {in_words(fleet, checked)}")
-    return lines
+    more = len(lines) - MOST_WARNINGS
+    return lines if more <= 0 else [*lines[:MOST_WARNINGS], f"verification: the same of {more} more options"]

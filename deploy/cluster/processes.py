@@ -89,6 +89,7 @@ def wait_until(
     limit_s: float = 60.0,
     daemons: Sequence[Daemon] = (),
     state: Callable[[], str] = str,
+    every_s: float = 0.1,
 ) -> None:
     """Wait for something that must happen; what does not answer yet is waited for too.
 
@@ -104,6 +105,8 @@ def wait_until(
         When one of them ends there is nothing to wait for.
     state : callable
         What a person would want to see when the time is over.
+    every_s : float
+        Between two looks.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def wait_until(
         if time.monotonic() > end_s:
             logs = "".join(f"\n--- {daemon.name}:\n{daemon.tail()}" for daemon in daemons)
             raise ComponentError(f"not within {limit_s:g} s: {what}\n{state()}{logs}")
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 def free_port() -> int:

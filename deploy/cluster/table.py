@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BAR = "█"
 
 
-def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float, hint: str) -> RenderableType:
+def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float) -> RenderableType:
     """Return everything at one time.
 
     Parameters
@@ -30,15 +30,12 @@ def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float, hint: str) ->
     demo : Demo
     elapsed_s : float
         Since the story began.
-    hint : str
-        What one may do meanwhile.
     """
     return Group(
         headline(story, elapsed_s),
         variants_table(seen, demo),
         gpus_table(seen),
         _still_missing(story, seen),
-        Text(hint, style="dim"),
         # Last, as a low window cuts off what is last.
         conditions(seen),
     )
@@ -48,7 +45,7 @@ def headline(story: Story, elapsed_s: float) -> Text:
     """Return which phase it is, in a sentence."""
     phase = story.phase
     if phase is None:
-        what, sentence = "the end", "The story is over; the cluster runs on."
+        what, sentence = "the end", "The story is over. Ctrl-C ends the cluster."
     else:
         what, sentence = f"{len(story.told) + 1}/{len(story.phases)} {phase.name}", phase.sentence
     return Text.assemble((f"[{elapsed_s:4.0f} s] {what}", "bold cyan"), "  ", (sentence, "bold"))
@@ -136,8 +133,8 @@ def summary(story: Story) -> Table:
     table.add_column("", overflow="fold")
     for told in story.told:
         table.add_row(*_told(told), style="" if not told.missing else "red")
-    if story.phase is not None:
-        table.add_row(story.phase.name, *("" for _ in range(len(VARIANTS) + 3)), "not reached", style="red")
+    for phase in story.phases[len(story.told) :]:
+        table.add_row(phase.name, *("" for _ in range(len(VARIANTS) + 3)), "not reached", style="red")
     return table
 
 

@@ -18,8 +18,9 @@ from controller_tools import (
     va,
 )
 
-from controller.actuate import Decision, Plan, apply, hold_all, plan, split
+from controller.actuate import Decision, Plan, apply, hold_all, plan
 from controller.analyze import Analysis, analyze
+from controller.answer import split
 from controller.crd import Hold, Variant, VariantKey, parse_variant
 from controller.errors import ClusterError, OptimizerError
 from controller.settings import Settings
@@ -82,6 +83,27 @@ def test_two_variants_share_a_load_that_one_type_cannot_carry() -> None:
     found = planned(two(h100=3, a100=3, rate_rpm=120.0))
     assert (decision(found, "on-a100").desired, decision(found, "on-h100").desired) == (3, 2)
     assert "shared by 2 variants" in decision(found, "on-a100").why
+
+
+@pytest.mark.parametrize("labels", [("A100", "H100"), ("H100", "A100"), ("A100", "A100"), ("", "")])
+def test_variants_that_may_run_anywhere_are_each_on_one_kind(labels: tuple[str, str]) -> None:
+    """Neither type can carry the load alone; a variant that runs on one of them stays there."""
+    anywhere = {"inference.optimization/keep-accelerator": "false"}
+    both = [profile("A100"), profile("H100")]
+    seen = snapshot(
+        *(
+            va(name, label=label, profiles=both, annotations=anywhere)
+            for name, label in zip("ab", labels, strict=True)
+        ),
+        signals=(signal(120.0),),
+        workloads={"a": Workload(2, 2), "b": Workload(2, 2)},
+        inventory=nodes(A100=3, H100=3),
+        settings=FREE,
+    )
+    found = planned(seen).decisions
+    assert {d.accelerator: d.desired for d in found} == {"A100": 3, "H100": 2}
+    if set(labels) == {"A100", "H100"}:
+        assert tuple(d.accelerator for d in found) == labels
 
 
 def test_maximum_of_a_variant_is_never_passed() -> None:

@@ -1,25 +1,19 @@
 """What is shipped: the API server takes it, the samples work, and copies agree."""
 
 import json
-import os
 import re
-import signal
-import ssl
 import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster_tools import DEPLOY, SYSTEM, Admin, control_plane, deployment, needs_cluster, node
+from cluster_tools import DEPLOY, Admin, control_plane, deployment, needs_cluster, node
 from control_plane import ControlPlane
 from controller_tools import nodes
 from processes import BUILD, binary, cache_folder, find_binary, missing
-from prometheus_tools import free_port, get, needs_prometheus, wait_until
+from prometheus_tools import needs_prometheus
 
 from controller.actuate import plan
 from controller.analyze import analyze
@@ -177,11 +171,11 @@ def test_chart_is_installed_upgraded_and_removed(plane: ControlPlane, admin: Adm
         found = plane.get("/apis/apps/v1/namespaces/release/deployments")
         return sorted(item["metadata"]["name"] for item in found["items"])
 
-    output_of("helm", "install", "fleetopt", str(CHART), "--create-namespace", *where)
-    assert deployments() == ["fleetopt-controller", "fleetopt-optimizer"]
-    output_of("helm", "upgrade", "fleetopt", str(CHART), *where, *VALUES["everything in one pod"])
-    assert deployments() == ["fleetopt-controller"]
-    output_of("helm", "uninstall", "fleetopt", *where)
+    output_of("helm", "install", "mine", str(CHART), "--create-namespace", *where)
+    assert deployments() == ["mine-fleetopt-controller", "mine-fleetopt-optimizer"]
+    output_of("helm", "upgrade", "mine", str(CHART), *where, *VALUES["everything in one pod"])
+    assert deployments() == ["mine-fleetopt-controller"]
+    output_of("helm", "uninstall", "mine", *where)
     assert deployments() == []
     # The variants of the cluster stay.
     assert admin.variants() is not None
@@ -241,6 +235,7 @@ def test_service_and_controller_find_each_other() -> None:
         ([], "http://fleetopt-optimizer.fleet.svc.cluster.local:8080"),
         (["--set=mode=onePod"], "http://localhost:8090"),
         (VALUES["controller alone"], "http://elsewhere:8080"),
+        (["--set=settings.FLEETOPT_OPTIMIZER_URL=http://other:80"], "http://other:80"),
     ):
         found = rendered(*values)
         (settings,) = of_kind(found, "ConfigMap").values()
@@ -550,73 +545,3 @@ def test_alerts_are_rules_on_metrics_that_there_are(tmp_path: Path) -> None:
     assert {name for alert in alerts for name in names_in(alert["expr"])} <= there_are()
     # What Helm would have taken for its own is left for Prometheus.
     assert "{{ $labels.reason }}" in "".join(alert["annotations"]["summary"] for alert in alerts)
-
-
-# --- the image ---
-
-
-def test_image_has_what_its_dockerfile_copies() -> None:
-    root = DEPLOY.parent
-    kept = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    copied = re.findall(
-        r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", (root / "Dockerfile").read_text(), re.MULTILINE
-    )
-    for source in " ".join(copied).split():
-        assert (root / source).exists()
-        assert any(source == path or source.startswith(f"{path}/") for path in kept), source
-
-
-@needs_cluster
-def test_manager_runs_service_and_controller_as_one(
-    plane: ControlPlane, admin: Admin, tmp_path: Path
-) -> None:
-    """As the reference's chart starts it: ``/manager`` with its arguments, and no service anywhere."""
-    bin_folder = str(Path(sys.executable).parent)
-    environ = os.environ | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "KUBECONFIG": str(plane.kubeconfig(tmp_path / "kubeconfig")),
-        "POD_NAMESPACE": SYSTEM,
-        "LOG_LEVEL": "info",
-        "PROMETHEUS_BASE_URL": "https://127.0.0.1:1",
-        "PROMETHEUS_TLS_INSECURE_SKIP_VERIFY": "true",
-        "WVA_SCALE_TO_ZERO": "false",
-    }
-    probes, metrics = free_port(), free_port()
-    arguments = [
-        "--leader-elect=true",
-        f"--health-probe-bind-address=:{probes}",
-        f"--metrics-bind-address=:{metrics}",
-        "--metrics-secure=true",
-    ]
-    command = [sys.executable, str(DEPLOY / "image" / "manager.py"), *arguments]
-
-    def children(process: subprocess.Popen[str]) -> dict[str, int]:
-        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in listed}
-        names = {"fleetopt serve ": "service", "fleetopt-controller ": "controller"}
-        return {
-            names[name]: int(pid)
-            for pid, command in commands.items()
-            for name in names
-            if f"/{name}" in command
-        }
-
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    for victim in ("manager", "service"):
-        with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                wait_until(lambda: get(f"http://127.0.0.1:{probes}/readyz") == "ok\n")
-                with pytest.raises(urllib.error.HTTPError, match="401") as refused:
-                    urllib.request.urlopen(f"https://127.0.0.1:{metrics}/metrics", context=unverified)
-                refused.value.close()
-                both = children(process)
-                assert set(both) == {"service", "controller"}
-                os.kill(process.pid if victim == "manager" else both[victim], signal.SIGTERM)
-                _, errors = process.communicate(timeout=60)
-            finally:
-                process.terminate()
-        assert process.returncode == (0 if victim == "manager" else 1), errors
-        for pid in both.values():
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)

@@ -71,6 +71,13 @@ def test_nodes_that_cannot_be_used_do_not_count() -> None:
     ]
 
 
+def test_what_runs_on_a_cordoned_node_is_still_there() -> None:
+    """Else a node's maintenance would end replicas before it is drained."""
+    nodes = [node("cordoned", "X", 8, unschedulable=True), node("down", "X", 8, ready="False")]
+    pods = [pod("cordoned", 3, app="vllm"), pod("cordoned", 2, app="training"), pod("down", 4, app="vllm")]
+    assert [(n.name, n.cards) for n in count_gpus(nodes, pods, owner, 0.0).nodes] == [("cordoned", 3)]
+
+
 def test_more_gpus_held_than_allocatable_leave_none() -> None:
     inventory = count_gpus([node("a", "X", 2)], [pod("a", 4, app="other")], owner, 0.0)
     assert inventory.nodes[0].cards == 0

@@ -65,6 +65,15 @@ def test_equal_lengths_vary_no_more_than_a_bucket_is_wide(length: float) -> None
     assert estimated(np.full(1000, length), 8192) <= 0.3
 
 
+def test_sharp_edges_and_long_tails() -> None:
+    random = np.random.default_rng(3)
+    pareto = np.clip(np.rint(200 * (1 + random.pareto(2.5, 20_000))), 1, 32_768)
+    uniform = np.rint(random.uniform(100, 1000, 20_000))
+    for lengths, longest, within in ((pareto, 32_768, 0.15), (uniform, 8192, 0.2)):
+        true = float(lengths.std() / lengths.mean())
+        assert estimated(lengths, longest) == pytest.approx(true, rel=within)
+
+
 def test_two_kinds_of_requests() -> None:
     lengths = np.r_[np.full(900, 100.0), np.full(100, 4000.0)]
     true = float(lengths.std() / lengths.mean())

@@ -52,9 +52,9 @@ ENGINE = Engine(alpha_ms=8.0, beta_ms=0.25, max_batch=5)
 
 SETTINGS = {
     "GLOBAL_OPT_INTERVAL": "2s",
-    "FLEETOPT_RATE_WINDOW": "10s",
-    "FLEETOPT_SCALE_DOWN_WINDOW": "5s",
-    "FLEETOPT_SCALE_TO_ZERO_RETENTION": "5s",
+    "FLEETOPT_RATE_WINDOW": "6s",
+    "FLEETOPT_SCALE_DOWN_WINDOW": "4s",
+    "FLEETOPT_SCALE_TO_ZERO_RETENTION": "3s",
 }
 
 
@@ -321,12 +321,13 @@ class Fleet:
         return quantity(items[0]["value"]) if items else None
 
     def until(
-        self, condition: Callable[[], bool], what: str, *namespaces: str, limit_s: float = 90.0
+        self, condition: Callable[[], bool], what: str, *namespaces: str, limit_s: float = 120.0
     ) -> None:
         """Wait for something; when it does not happen the error shows these namespaces."""
         self.cluster.check()
         daemons = [self.controller.daemon]
-        wait_until(condition, what, limit_s, daemons, lambda: self.state(*namespaces))
+        # Several tests wait at the same time, and each look asks everybody.
+        wait_until(condition, what, limit_s, daemons, lambda: self.state(*namespaces), every_s=0.5)
 
     def state(self, *namespaces: str) -> str:
         """What a person would look at."""

@@ -1,7 +1,11 @@
 """From load to replicas on a real control plane, with the product as its chart installs it.
 
-The tests share a cluster and run in this order: who serves external metrics changes within.
+The tests share a cluster and run in this order: who serves external metrics changes within. Scenarios that keep to
+namespaces and GPUs of their own run at the same time, as the variants of users do.
 """
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -35,7 +39,7 @@ pytestmark = [
 ]
 
 
-def test_hpa_scales_an_object_of_2025_out_and_in(fleet: Fleet) -> None:
+def hpa_scales_an_object_of_2025_out_and_in(fleet: Fleet) -> None:
     fleet.serve("hpa", MODEL_2025, {"vllm": A100}, engine=ENGINE_2025)
     fleet.cluster.apply(variant_2025("hpa", "vllm", "A100", actuate="metrics"))
     # A replica does 6.4 requests/s of 20 tokens within the targets.
@@ -53,7 +57,7 @@ def test_hpa_scales_an_object_of_2025_out_and_in(fleet: Fleet) -> None:
     fleet.until(lambda: fleet.numbers("hpa", "vllm").are(1), "one replica again", "hpa")
 
 
-def test_controller_scales_an_object_of_2026_to_zero_and_back(fleet: Fleet) -> None:
+def controller_scales_an_object_of_2026_to_zero_and_back(fleet: Fleet) -> None:
     fleet.serve("zero", PREMIUM, {"llama-decode": H100})
     fleet.cluster.apply(variant_2026("zero", "llama", "H100", PREMIUM, "llama-decode", minReplicas=0))
 
@@ -79,16 +83,7 @@ def test_controller_scales_an_object_of_2026_to_zero_and_back(fleet: Fleet) -> N
     fleet.until(lambda: fleet.deployment("zero", "llama-decode")["spec"]["replicas"] == 1, "awake", "zero")
 
 
-def test_metrics_are_for_those_who_may_read_them(fleet: Fleet) -> None:
-    assert fleet.controller.ask("/metrics", "")[0] == 401
-    assert fleet.controller.ask("/metrics", "wrong")[0] == 401
-    assert fleet.controller.ask("/metrics", fleet.stranger)[0] == 403
-    status, text = fleet.controller.ask("/metrics", fleet.reader)
-    assert status == 200
-    assert "inferno_desired_replicas{" in text
-
-
-def test_two_variants_share_a_load_that_one_type_cannot_carry(fleet: Fleet) -> None:
+def two_variants_share_a_load_that_one_type_cannot_carry(fleet: Fleet) -> None:
     fleet.serve("mixed", PREMIUM, {"on-l40s": L40S, "on-mi300x": MI300X})
     for name, accelerator in (("on-l40s", "L40S"), ("on-mi300x", "MI300X")):
         fleet.cluster.apply(variant_2026("mixed", name, accelerator, PREMIUM, minReplicas=0))
@@ -108,7 +103,7 @@ def test_two_variants_share_a_load_that_one_type_cannot_carry(fleet: Fleet) -> N
     fleet.load("mixed", PREMIUM, 0.0)
 
 
-def test_lower_class_yields_when_gpus_are_short(fleet: Fleet) -> None:
+def lower_class_yields_when_gpus_are_short(fleet: Fleet) -> None:
     for namespace, model in (("gold", PREMIUM), ("lead", FREEMIUM)):
         fleet.serve(namespace, model, {"vllm": GAUDI})
         fleet.cluster.apply(variant_2026(namespace, "vllm", "G2", model))
@@ -129,7 +124,7 @@ def test_lower_class_yields_when_gpus_are_short(fleet: Fleet) -> None:
         fleet.load(namespace, model, 0.0)
 
 
-def test_gpus_that_another_team_takes_are_not_planned_with(fleet: Fleet) -> None:
+def gpus_that_another_team_takes_are_not_planned_with(fleet: Fleet) -> None:
     fleet.serve("ours", PREMIUM, {"vllm": H200})
     fleet.cluster.apply(variant_2026("ours", "vllm", "H200", PREMIUM))
     fleet.namespace("training")
@@ -146,6 +141,37 @@ def test_gpus_that_another_team_takes_are_not_planned_with(fleet: Fleet) -> None
     fleet.cluster.delete(fleet.cluster.path(theirs))
     fleet.until(lambda: fleet.numbers("ours", "vllm").are(4), "what is needed, once they are gone", "ours")
     fleet.load("ours", PREMIUM, 0.0)
+
+
+SCENARIOS = (
+    hpa_scales_an_object_of_2025_out_and_in,
+    controller_scales_an_object_of_2026_to_zero_and_back,
+    two_variants_share_a_load_that_one_type_cannot_carry,
+    lower_class_yields_when_gpus_are_short,
+    gpus_that_another_team_takes_are_not_planned_with,
+)
+
+
+@pytest.fixture(scope="module")
+def scenarios(fleet: Fleet) -> Iterator[dict[Callable[[Fleet], None], Future[None]]]:
+    with ThreadPoolExecutor(len(SCENARIOS)) as threads:
+        yield {scenario: threads.submit(scenario, fleet) for scenario in SCENARIOS}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(
+    scenario: Callable[[Fleet], None], scenarios: dict[Callable[[Fleet], None], Future[None]]
+) -> None:
+    scenarios[scenario].result()
+
+
+def test_metrics_are_for_those_who_may_read_them(fleet: Fleet) -> None:
+    assert fleet.controller.ask("/metrics", "")[0] == 401
+    assert fleet.controller.ask("/metrics", "wrong")[0] == 401
+    assert fleet.controller.ask("/metrics", fleet.stranger)[0] == 403
+    status, text = fleet.controller.ask("/metrics", fleet.reader)
+    assert status == 200
+    assert "inferno_desired_replicas{" in text
 
 
 def test_leader_that_is_killed_and_its_successor_take_no_wrong_step(fleet: Fleet) -> None:

@@ -183,6 +183,9 @@ def test_points_that_queued_outside_the_batch_are_left_out():
     kept, warnings = check(points({}, {}, {"ttft_ms": 5000.0}, together=1.0))
     assert len(kept) == 3
     assert warnings == []
+    # Nor has a request that is alone.
+    kept, warnings = check(points({"ttft_ms": 5000.0}, {}, {}))
+    assert (len(kept), warnings) == (3, [])
 
 
 def test_a_falling_itl_is_said():

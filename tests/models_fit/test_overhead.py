@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_without_a_request_alone_there_is_none_to_know():
     busy = points.take(points.concurrency > 1)
     assert all(math.isnan(value) for value in overhead_ms(LAW, busy))
     assert math.isnan(fit(busy, forms=(Form.ITERATION,)).overhead_ms)
+
+
+def test_batches_that_start_together_say_nothing_of_it():
+    # The law itself is fitted to their TTFT.
+    points = measured(LAW, Form.ITERATION, 15.0)
+    together = replace(points, together=np.ones(len(points), dtype=bool))
+    assert math.isnan(overhead_ms(LAW, together)[0])
 
 
 def test_one_prompt_length_is_not_enough_and_said():

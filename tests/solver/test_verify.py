@@ -183,6 +183,22 @@ def test_at_the_deadline_what_is_unverified_is_said() -> None:
     assert any("no time was left to simulate it" in warning for warning in report["warnings"])
 
 
+def test_of_many_warnings_the_first_are_told_and_the_most_important_come_first() -> None:
+    system = document(verify="simulation")
+    system["modelData"]["models"] = [{"name": "m", "acc": "H100", "ratePerReplica": 50}]
+    server = system["serverData"]["servers"][0]
+    system["serverData"]["servers"] = [server | {"name": f"s{i:02}"} for i in range(30)]
+    target = system["serviceClassData"]["serviceClasses"][0] | {"name": "first", "priority": 1}
+    system["serviceClassData"]["serviceClasses"].append(target)
+    system["serverData"]["servers"][-1]["class"] = "first"
+    report = answer(system).report
+    assert report.verification is not None and len(report.verification.options) == 30
+    assert report.verification.options[0].server == "s29"
+    told = [warning for warning in report.warnings if "not verified" in warning]
+    assert len(told) == 20 and told[0].startswith("s29 on H100")
+    assert "verification: the same of 10 more options" in report.warnings
+
+
 def test_a_server_without_load_needs_no_verification() -> None:
     system = document(verify="simulation")
     server = system["serverData"]["servers"][0]

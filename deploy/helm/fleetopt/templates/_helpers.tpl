@@ -37,8 +37,8 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 
 {{/* Where the controller finds the service. */}}
 {{- define "fleetopt.optimizerUrl" -}}
-{{- if .Values.optimizerUrl }}
-{{- .Values.optimizerUrl }}
+{{- if or .Values.settings.FLEETOPT_OPTIMIZER_URL .Values.optimizerUrl }}
+{{- .Values.settings.FLEETOPT_OPTIMIZER_URL | default .Values.optimizerUrl }}
 {{- else if include "fleetopt.onePod" . -}}
 http://localhost:8090
 {{- else if .Values.optimizer.enabled -}}

@@ -1,0 +1,202 @@
+"""What an answer means: whether it can be followed, and what each variant of a group gets of it.
+
+::
+
+    Response -> checked -> Allocation of a group -> Share of each variant, or a Hold
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from controller.crd import Hold
+from controller.errors import OptimizerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from controller.analyze import Analysis, Group
+    from controller.crd import Variant, VariantKey
+    from controller.options import Option
+    from controller.snapshot import Workload
+    from solver.schema import Allocation, Response, Unserved
+
+# Demand that replicas cannot serve: fewer of them would be no better.
+_HOPELESS = {
+    "targets": "TargetsUnreachable",
+    "noProfile": "ProfileMissing",
+    "keepAccelerator": "TargetsUnreachable",
+}
+
+
+def check_answer(analysis: Analysis, response: Response) -> None:
+    """Refuse an answer that cannot be acted on.
+
+    Raises
+    ------
+    OptimizerError
+        When it has an accelerator that the server has no option for, a negative number, or more GPUs of a
+        type than there are.
+    """
+    if analysis.system is None:
+        return
+    used: dict[str, int] = {}
+    for group in analysis.groups:
+        allocation = response.allocations.get(group.server)
+        if allocation is None:
+            continue
+        options = {option.wire_name: option for option in group.options}
+        for name, replicas in _replicas_by_name(allocation).items():
+            option = options.get(name)
+            if option is None or replicas < 0:
+                raise OptimizerError(f"the answer has {replicas} replicas of {group.server} on {name!r}")
+            used[option.device] = used.get(option.device, 0) + replicas * option.profile.acc_count
+    if analysis.system.optimizer_data.optimizer.unlimited:
+        return
+    there = {entry.type: entry.count for entry in analysis.system.capacity_data.count}
+    for device, cards in used.items():
+        if cards > there.get(device, 0):
+            raise OptimizerError(f"the answer takes {cards} {device}, there are {there.get(device, 0)}")
+
+
+def split(replicas: int, variants: Sequence[Variant], workloads: Mapping[VariantKey, Workload]) -> list[int]:
+    """Share replicas of one kind among the variants that offer it.
+
+    Each gets its minimum, then what it runs already, then the rest in order, none more than its maximum. What
+    no maximum leaves room for is left out.
+
+    Parameters
+    ----------
+    replicas : int
+    variants : sequence of Variant
+    workloads : mapping of VariantKey to Workload
+
+    Returns
+    -------
+    list of int
+        One for each variant.
+    """
+    most = [replicas if v.max_replicas is None else v.max_replicas for v in variants]
+    given = [min(v.min_replicas or 0, limit) for v, limit in zip(variants, most, strict=True)]
+    running = [min(workloads[v.key].replicas, limit) for v, limit in zip(variants, most, strict=True)]
+    for limits in (running, most):
+        for index, limit in enumerate(limits):
+            more = min(max(limit - given[index], 0), max(replicas - sum(given), 0))
+            given[index] += more
+    return given
+
+
+def _replicas_by_name(allocation: Allocation) -> dict[str, int]:
+    """Replicas by the name of the accelerator in the system."""
+    if allocation.parts:
+        return {part.accelerator: part.num_replicas for part in allocation.parts}
+    return {allocation.accelerator: allocation.num_replicas} if allocation.num_replicas else {}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one variant gets of an answer.
+
+    Attributes
+    ----------
+    replicas : int
+    option : Option or None
+        What they run on; None: there are none.
+    """
+
+    replicas: int
+    option: Option | None
+
+
+def shares_of(
+    group: Group,
+    allocation: Allocation | None,
+    shortage: Unserved | None,
+    workloads: Mapping[VariantKey, Workload],
+    accelerators: Mapping[VariantKey, str],
+) -> dict[VariantKey, Share] | Hold:
+    """Break an answer down to the variants of a group, or say why it cannot be followed.
+
+    Parameters
+    ----------
+    group : Group
+    allocation : Allocation or None
+        The answer about it; None: there is none.
+    shortage : Unserved or None
+        What of its demand the answer does not serve.
+    workloads : mapping of VariantKey to Workload
+    accelerators : mapping of VariantKey to str
+        What each variant runs on now, where that is known; its pods stay there if they can.
+    """
+    if shortage is not None and shortage.reason in _HOPELESS:
+        why = "no batch size meets the targets: " if shortage.reason == "targets" else ""
+        return Hold("OptimizationReady", _HOPELESS[shortage.reason], why + shortage.detail)
+    if allocation is None:
+        return Hold("OptimizationReady", "NotInAnswer", f"the answer says nothing about {group.server}")
+    by_name = _replicas_by_name(allocation)
+    offers: dict[str, list[Option]] = {}
+    for option in group.options:
+        if by_name.get(option.wire_name):
+            offers.setdefault(option.wire_name, []).append(option)
+    variants = {variant.key: variant for variant in group.variants}
+    shares = {key: Share(0, None) for key in variants}
+    # What few variants offer is given out first.
+    for name in sorted(offers, key=lambda name: (len(offers[name]), name)):
+        free = [option for option in offers[name] if not shares[option.variant].replicas]
+        offering = _first_choice(free, accelerators, {o.accelerator for its in offers.values() for o in its})
+        counts = split(by_name[name], [variants[option.variant] for option in offering], workloads)
+        if not any(counts):
+            return Hold(
+                "OptimizationReady",
+                "MixedAnswer",
+                f"the answer has {group.server} on {len(offers)} accelerators, its pods cannot be on all of them",
+            )
+        for option, count in zip(offering, counts, strict=True):
+            if count:
+                shares[option.variant] = Share(count, option)
+    return shares
+
+
+def _first_choice(
+    free: list[Option], accelerators: Mapping[VariantKey, str], wanted: set[str]
+) -> list[Option]:
+    """Variants that run on it already, else those that run on nothing that is wanted, else all."""
+    staying = [option for option in free if accelerators.get(option.variant) == option.accelerator]
+    idle = [option for option in free if accelerators.get(option.variant, "") not in wanted]
+    return staying or idle or free
+
+
+def remedy_of(group: Group, allocation: Allocation | None, shortage: Unserved) -> list[str]:
+    """Say what would serve the rest of a demand.
+
+    A replica of a group that is short serves as much as it can, so what the answer's replicas serve tells how
+    many more would do. Where there is none the answer's own words have to do.
+
+    Parameters
+    ----------
+    group : Group
+    allocation : Allocation or None
+        The answer about it.
+    shortage : Unserved
+        What of its demand the answer does not serve.
+
+    Returns
+    -------
+    list of str
+        A clause, or nothing.
+    """
+    if shortage.reason == "maxReplicas":
+        return ["a larger maxReplicas would serve it"]
+    if shortage.reason != "gpus" or allocation is None:
+        return []
+    missing_rpm = shortage.unserved_share * group.load.arrival_rpm
+    options = {option.wire_name: option for option in group.options}
+    ways = []
+    for part in allocation.parts or (allocation,):
+        if part.num_replicas and part.load.arrival_rate_rpm:
+            option, served_rpm = options[part.accelerator], part.load.arrival_rate_rpm / part.num_replicas
+            cards = math.ceil(missing_rpm / served_rpm) * option.profile.acc_count
+            ways.append(f"{cards} more {option.accelerator}")
+    return [f"about {' or '.join(ways)} would serve it"] if ways else []
