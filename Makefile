@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_PORT ?= 18080
 
-.PHONY: test demo cluster cluster-down scenarios lint bench bench-parts bench-controller accuracy clean
+.PHONY: test e2e demo cluster cluster-down scenarios lint bench bench-parts bench-controller accuracy clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,11 @@ $(READY): pyproject.toml
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Only the tests on a whole cluster of real components, which must be there: three minutes, and ten to build it once.
+e2e: $(READY)
+	@if command -v go >/dev/null; then deploy/cluster/build.sh; fi
+	E2E=required $(BIN)/python -m pytest tests/e2e
 
 # A real system against a real service on loopback, which is stopped again.
 demo: $(READY)
@@ -47,6 +52,7 @@ bench-parts: $(READY)
 	$(BIN)/python benchmarks/sizing.py
 	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/verify.py
 
 # A thousand variants on a real API server and Prometheus; about two minutes, and the binaries of deploy/cluster/build.sh.
 bench-controller: $(READY)

@@ -217,12 +217,16 @@ def _system(
 
 
 def _model_names(groups: Sequence[Group]) -> dict[GroupKey, str]:
-    """Name of each group's model in the system: its own, or one apart where profiles differ."""
-    known: dict[tuple[str, str], ModelProfile] = {}
+    """Name of each group's model in the system: its own, or one apart where options differ.
+
+    A server may run on every accelerator that its model has a profile for, so groups of one model share its
+    name only where they may run on the same.
+    """
+    first: dict[str, dict[str, ModelProfile]] = {}
     names: dict[GroupKey, str] = {}
     for group in groups:
-        profiles = {(group.key.model_id, option.wire_name): option.profile for option in group.options}
-        same = all(known.setdefault(key, profile) == profile for key, profile in profiles.items())
+        profiles = {option.wire_name: option.profile for option in group.options}
+        same = first.setdefault(group.key.model_id, profiles) == profiles
         names[group.key] = group.key.model_id if same else f"{group.key.model_id} of {group.server}"
     return names
 

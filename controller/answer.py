@@ -140,32 +140,55 @@ def shares_of(
     for option in group.options:
         if by_name.get(option.wire_name):
             offers.setdefault(option.wire_name, []).append(option)
+    kinds = _one_kind_each(offers, accelerators)
+    if kinds is None:
+        names = ", ".join(sorted(offers))
+        return Hold(
+            "OptimizationReady",
+            "MixedAnswer",
+            f"the answer has {group.server} on {names}: its workloads are fewer, each of one kind",
+        )
     variants = {variant.key: variant for variant in group.variants}
     shares = {key: Share(0, None) for key in variants}
-    # What few variants offer is given out first.
-    for name in sorted(offers, key=lambda name: (len(offers[name]), name)):
-        free = [option for option in offers[name] if not shares[option.variant].replicas]
-        offering = _first_choice(free, accelerators, {o.accelerator for its in offers.values() for o in its})
+    for name, options in sorted(offers.items()):
+        offering = [option for option in options if kinds[option.variant] is option]
         counts = split(by_name[name], [variants[option.variant] for option in offering], workloads)
-        if not any(counts):
-            return Hold(
-                "OptimizationReady",
-                "MixedAnswer",
-                f"the answer has {group.server} on {len(offers)} accelerators, its pods cannot be on all of them",
-            )
         for option, count in zip(offering, counts, strict=True):
             if count:
                 shares[option.variant] = Share(count, option)
     return shares
 
 
-def _first_choice(
-    free: list[Option], accelerators: Mapping[VariantKey, str], wanted: set[str]
-) -> list[Option]:
-    """Variants that run on it already, else those that run on nothing that is wanted, else all."""
-    staying = [option for option in free if accelerators.get(option.variant) == option.accelerator]
-    idle = [option for option in free if accelerators.get(option.variant, "") not in wanted]
-    return staying or idle or free
+def _one_kind_each(
+    offers: Mapping[str, Sequence[Option]], accelerators: Mapping[VariantKey, str]
+) -> dict[VariantKey, Option] | None:
+    """Choose one option for each variant so that each kind has a variant; None: there is no such choice.
+
+    It is a matching of kinds and variants by augmenting paths that tries first where pods can stay; variants
+    that are left over stay where they are, else take the first kind by name.
+    """
+    chosen: dict[VariantKey, Option] = {}
+
+    def stays(option: Option) -> bool:
+        return accelerators.get(option.variant) == option.accelerator
+
+    def place(name: str, tried: set[VariantKey]) -> bool:
+        for option in sorted(offers[name], key=stays, reverse=True):
+            if option.variant in tried:
+                continue
+            tried.add(option.variant)
+            before = chosen.get(option.variant)
+            if before is None or place(before.wire_name, tried):
+                chosen[option.variant] = option
+                return True
+        return False
+
+    if not all(place(name, set()) for name in sorted(offers)):
+        return None
+    left_over = [option for _, options in sorted(offers.items()) for option in options]
+    for option in sorted(left_over, key=stays, reverse=True):
+        chosen.setdefault(option.variant, option)
+    return chosen
 
 
 def remedy_of(group: Group, allocation: Allocation | None, shortage: Unserved) -> list[str]:

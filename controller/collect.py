@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from controller.inventory import Inventory
     from controller.settings import Settings
 
+# Proxies take URLs of 8 kB, in which special characters take three.
+_LONGEST_PATTERN = 1000
+
 _BY = "by (model_name, namespace, pod)"
 
 # Labels that name the model: vLLM's and the gateways'.
@@ -223,8 +226,8 @@ def arrival_promql(template: str, variants: Iterable[tuple[str, str]]) -> str:
         Namespace and model of each.
     """
     pairs = set(variants)
-    models = "|".join(escaped(model) for model in sorted({model for _, model in pairs}))
-    namespaces = "|".join(escaped(namespace) for namespace in sorted({space for space, _ in pairs}))
+    models = _any_of(model for _, model in pairs)
+    namespaces = _any_of(namespace for namespace, _ in pairs)
     return "(" + template.replace("$models", models).replace("$namespaces", namespaces) + ") * 60"
 
 
@@ -240,9 +243,14 @@ def lengths_promql(what: str, models: Iterable[str], window: str) -> str:
     window : str
         PromQL duration.
     """
-    wanted = "|".join(escaped(model) for model in sorted(set(models)))
-    series = f'{{__name__=~"vllm:request_{what}_tokens_(bucket|sum)",model_name=~"{wanted}"}}'
+    series = f'{{__name__=~"vllm:request_{what}_tokens_(bucket|sum)",model_name=~"{_any_of(models)}"}}'
     return f"sum by (model_name, namespace, le) (increase({series}[{window}]))"
+
+
+def _any_of(values: Iterable[str]) -> str:
+    """Regular expression of values; of any, where it would be too long for the URL that carries the query."""
+    pattern = "|".join(escaped(value) for value in sorted(set(values)))
+    return pattern if len(pattern) <= _LONGEST_PATTERN else ".+"
 
 
 def escaped(value: str) -> str:
@@ -271,7 +279,7 @@ def read_traffic(
     Raises
     ------
     PrometheusError
-        When any query has no answer; part of the traffic is no traffic to decide from.
+        When a query about arrivals has no answer; part of the traffic is no traffic to decide from.
     """
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for name, promql in queries(settings.rate_window).items():
@@ -297,7 +305,13 @@ def read_traffic(
         Demand(model, namespace, arrivals.get((model, namespace)), queued.get((model, namespace), 0.0))
         for model, namespace in sorted(arrivals.keys() | queued.keys())
     )
-    spreads = _spreads(query, settings.shape_window, on_moments) if on_moments else ()
+    spreads: tuple[Spread, ...] = ()
+    if on_moments:
+        try:
+            spreads = _spreads(query, settings.shape_window, on_moments)
+        except PrometheusError as error:
+            # What was seen last is about as good: lengths change slowly.
+            problems = (*problems, f"how much lengths of requests vary is not known: {error}")
     return Traffic(signals, demands, spreads, problems)
 
 

@@ -38,6 +38,24 @@ _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
 _NOT_FOUND, _CONFLICT = 404, 409
 
+# Bulky parts of pods, nodes and Deployments that no pass looks at.
+_UNREAD = frozenset(
+    (
+        "managedFields",
+        "env",
+        "envFrom",
+        "volumes",
+        "volumeMounts",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "securityContext",
+        "containerStatuses",
+        "initContainerStatuses",
+        "images",
+    )
+)
+
 # For one request; a list of ten thousand pods takes a few seconds.
 _TIMEOUT_S = 30.0
 
@@ -95,8 +113,16 @@ def _unless_changed() -> Iterator[None]:
 
 def _items(answer: Any) -> list[dict[str, Any]]:
     """Objects of a list as JSON; building the package's models of thousands of pods takes seconds."""
-    items: list[dict[str, Any]] = json.loads(answer.data)["items"]
+    items: list[dict[str, Any]] = json.loads(answer.data, object_hook=_lean)["items"]
     return items
+
+
+def _lean(thing: dict[str, Any]) -> dict[str, Any]:
+    """Drop what nobody here reads: with it the pods of a large cluster would take most of the memory."""
+    if not _UNREAD.isdisjoint(thing):
+        for name in _UNREAD & thing.keys():
+            del thing[name]
+    return thing
 
 
 def _message(error: ApiException) -> str:
@@ -173,15 +199,19 @@ class Kubernetes:
     def _list(self, group: str, version: str, plural: str) -> list[dict[str, Any]]:
         with _as_cluster_error(f"list {plural}.{group}"):
             if self.watch_namespace:
-                answer: Any = self._custom.list_namespaced_custom_object(
-                    group, version, self.watch_namespace, plural, _request_timeout=_TIMEOUT_S
+                answer = self._custom.list_namespaced_custom_object(
+                    group,
+                    version,
+                    self.watch_namespace,
+                    plural,
+                    _preload_content=False,
+                    _request_timeout=_TIMEOUT_S,
                 )
             else:
                 answer = self._custom.list_cluster_custom_object(
-                    group, version, plural, _request_timeout=_TIMEOUT_S
+                    group, version, plural, _preload_content=False, _request_timeout=_TIMEOUT_S
                 )
-            items: list[dict[str, Any]] = answer["items"]
-            return items
+            return _items(answer)
 
     def _other_target(
         self, namespace: str, target: TargetRef, plurals: dict[tuple[str, str], str]

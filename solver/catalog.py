@@ -309,14 +309,11 @@ class _Expansion:
 
 def _find(item: Mapping[str, Any], name: str) -> str | None:
     """Key of an object in the case it is written in, None where it is absent or null."""
-    return next(
-        (
-            key
-            for key, value in item.items()
-            if isinstance(key, str) and key.lower() == name.lower() and value is not None
-        ),
-        None,
-    )
+    wanted, length = name.lower(), len(name)
+    for key, value in item.items():
+        if isinstance(key, str) and len(key) == length and key.lower() == wanted and value is not None:
+            return key
+    return None
 
 
 def _get(item: Mapping[str, Any], name: str) -> Any:

@@ -66,7 +66,7 @@ _CLOSABLE = 300
 
 # A plan at most so many times further from the bound than asked for, with so few columns that can better it,
 # is near enough to close the gap at once.
-_WORTH_CLOSING, _FEW_COLUMNS = 8.0, 10_000
+_WORTH_CLOSING, _FEW_COLUMNS = 8.0, 15_000
 
 # Columns beside those of the master's solution in the integer programs that make a plan of it, one after
 # the other.
@@ -146,7 +146,8 @@ def decompose(
     SolverError
         From the backend, or when a bound contradicts a plan.
     """
-    end = now() + options.time_limit_s
+    began = now()
+    end = began + options.time_limit_s
     out = dominated(problem)
     kept = np.flatnonzero(~out)
     reduced = keep(problem, kept)
@@ -162,6 +163,8 @@ def decompose(
     first = greedy(reduced)
     if start is not None and not violations(problem, start) and not start.replicas[out].any():
         first = min(first, Plan(start.replicas[kept]), key=lambda plan: score(reduced, plan).levels)
+    # What is left to do after the search takes about as long as this did.
+    end -= now() - began
     search = _Search(reduced, backend, options, left_s, first)
     if np.isnan(search.servers.least_unserved).any():
         return direct()
@@ -449,10 +452,10 @@ class _Search:
             money = self._money_room / most if most > 0 else 0.0
             stage = _Stage(unserved, unmet, money, held, largest, active.copy(), tuple(reached[:-1]))
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
-            if defer and not self._impossible(replace(stage, largest_unserved=best)):
+            if defer and self.left_s() > 0 and not self._impossible(replace(stage, largest_unserved=best)):
                 deferred, largest = True, best
                 continue
-            priced = self._converge(stage)
+            priced = self._converge(stage) if self.left_s() > 0 else None
             found, bound = (
                 (False, bounds[-1]) if priced is None else self._serve(stage, priced, len(bounds) - 1)
             )
@@ -468,7 +471,7 @@ class _Search:
             bounds[-1] = max(bounds[-1], bound)
             self.pool = _distinct(self.pool.joined(self.incumbent))
         stage = _Stage(zero, zero, 1.0, held, largest, self.has_option, tuple(reached))
-        priced = self._converge(stage)
+        priced = self._converge(stage) if self.left_s() > 0 else None
         found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
             return None
@@ -936,8 +939,18 @@ class _Search:
                 break
         if best is None:
             return None
-        self.incumbent = priced.columns.take(best)
-        return self.incumbent
+        columns = priced.columns.take(best)
+        self._adopt(self._plan_of(columns))
+        return columns
+
+    def _adopt(self, plan: Plan) -> None:
+        """Take a plan that is better than the best one so far."""
+        old = score(self.problem, self._plan_of(self.incumbent)).levels
+        for before, after in zip(old, score(self.problem, plan).levels, strict=True):
+            if abs(before - after) > _HOLD_TOLERANCE * max(1.0, abs(before)):
+                if after < before:
+                    self.incumbent = self._columns_of(plan)
+                return
 
     def _closes_at_once(self, priced: _Priced, value: float, good: float) -> bool:
         """Whether a plan is so near the bound that few columns can better it."""
@@ -987,11 +1000,15 @@ class _Search:
         *,
         share: float,
         gap: float,
+        start: IntArray | None = None,
     ) -> tuple[IntArray, float, float] | None:
         """Choose one column of each server among `which`; the columns, value and bound of that program."""
         few = columns.take(which)
         milp, free = self._program(stage, few, limits, price=np.inf, integer=True)
-        raw = self._solve(milp, relax=False, share=share, gap=gap)
+        point = None
+        if start is not None and np.isin(start, which).all():
+            point = np.isin(which[free], start).astype(np.float64)
+        raw = self._solve(milp, relax=False, share=share, gap=gap, start=point)
         if raw.x is None:
             return (which[:0], np.inf, raw.bound) if raw.termination is Termination.INFEASIBLE else None
         taken = np.ones(len(few), dtype=bool)
@@ -1028,7 +1045,7 @@ class _Search:
         if raw.x is None:
             return start is not None, priced.bound
         if raw.objective + shift < value:
-            self.incumbent = self._columns_of(formulation.read_plan(raw.x))
+            self._adopt(formulation.read_plan(raw.x))
         return True, max(priced.bound, min(raw.bound + shift, value))
 
     def _solve_listed(self, stage: _Stage, priced: _Priced, value: float) -> float:
@@ -1037,18 +1054,20 @@ class _Search:
         A plan with a column whose reduced cost is above value - bound is no better than `value`.
         """
         gap = value - priced.bound
-        columns, reduced, reach = priced.columns, priced.reduced, gap
+        columns, reduced, reach, limits = priced.columns, priced.reduced, gap, self._limits(stage)
         within = np.flatnonzero(reduced <= gap * (1.0 + _INTEGRAL))
         if len(within) > _MOST_CLOSING_COLUMNS:
-            within = within[np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]]
+            least = np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]
+            within = np.sort(within[least])
             reach = min(reach, float(reduced[within].max()))
         gap = 0.9 * self.options.relative_gap
-        chosen = self._choose(stage, columns, within, self._limits(stage), share=1.0, gap=gap)
+        start = self._incumbent_in(stage, columns, limits)
+        chosen = self._choose(stage, columns, within, limits, share=1.0, gap=gap, start=start)
         if chosen is None:
             return priced.bound
         best, worth, bound = chosen
         if worth < value:
-            self.incumbent = columns.take(best)
+            self._adopt(self._plan_of(columns.take(best)))
         return max(priced.bound, min(bound, priced.bound + reach, value))
 
     def _plan_of(self, columns: Columns) -> Plan:

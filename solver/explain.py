@@ -145,7 +145,7 @@ def not_served(fleet: Fleet, problem: AllocationProblem, plan: Plan) -> list[Not
     """Every server that is not fully served, with what is missing."""
     share = served_share(problem, plan)
     without = fleet.needing & ~fleet.has_option
-    lacking = _Lacking.of(problem, plan)
+    short = _Short.of(problem, plan)
     first = np.searchsorted(fleet.server, np.arange(len(fleet.wire) + 1))
     found = []
     for s in np.flatnonzero(without | (share < 1.0)).tolist():
@@ -153,7 +153,7 @@ def not_served(fleet: Fleet, problem: AllocationProblem, plan: Plan) -> list[Not
             reason, detail = _no_option(fleet, s, np.arange(first[s], first[s + 1]))
             found.append(NotServed(s, 1.0, reason, detail))
         else:
-            reason, detail = lacking.short(s)
+            reason, detail = short.because(s)
             found.append(NotServed(s, 1.0 - float(share[s]), reason, detail))
     return found
 
@@ -179,49 +179,51 @@ def _no_option(fleet: Fleet, s: int, mine: IntArray) -> tuple[Shortage, str]:
 
 
 @dataclass(frozen=True)
-class _Lacking:
-    """What says why a server is short: its options are those from `first[s]` to `first[s + 1]`."""
+class _Short:
+    """What says why a server with options is short of replicas.
+
+    Attributes
+    ----------
+    problem : AllocationProblem
+    plan : Plan
+    first : (S + 1,) int
+        The options of server s are those from `first[s]` to `first[s + 1]`.
+    left : (T,) int
+        GPUs that the plan leaves.
+    """
 
     problem: AllocationProblem
+    plan: Plan
     first: IntArray
-    gpu_type: list[int]
-    gpus: list[int]
-    own_gpus: list[int]
-    left: list[int | None]
+    left: IntArray
 
     @staticmethod
-    def of(problem: AllocationProblem, plan: Plan) -> _Lacking:
-        limit = problem.inventory.gpus.tolist()
-        left = [
-            None if most == NO_LIMIT else most - cards
-            for most, cards in zip(limit, problem.cards(plan).tolist(), strict=True)
-        ]
-        return _Lacking(
-            problem,
-            np.searchsorted(problem.option_server, np.arange(len(problem.servers) + 1)),
-            problem.gpu_type.tolist(),
-            (problem.replicas_needed * problem.gpus).tolist(),
-            (plan.replicas * problem.gpus).tolist(),
-            left,
-        )
+    def of(problem: AllocationProblem, plan: Plan) -> _Short:
+        first = np.searchsorted(problem.option_server, np.arange(len(problem.servers) + 1))
+        return _Short(problem, plan, first, problem.inventory.gpus - problem.cards(plan))
 
-    def short(self, s: int) -> tuple[Shortage, str]:
-        """Say what server s, which has options, lacks."""
-        problem, (begin, end) = self.problem, self.first[s : s + 2].tolist()
-        needed, most = problem.replicas_needed[begin:end], problem.max_replicas[s]
-        if problem.policy.max_types == 1 and (needed > most).all():
-            detail = f"at least {needed.min()} replicas are needed, at most {most} allowed"
+    def because(self, s: int) -> tuple[Shortage, str]:
+        """Say what server s lacks."""
+        problem, mine = self.problem, slice(*self.first[s : s + 2].tolist())
+        needed, most = problem.replicas_needed[mine], problem.most[mine]
+        if problem.max_types[s] == 1 and (needed > most).all():
+            detail = f"at least {needed.min()} replicas are needed, at most {most.max()} allowed"
             return Shortage.MAX_REPLICAS, detail
         least: dict[int, int] = {}
         own: dict[int, int] = {}
-        for j in range(begin, end):
-            t = self.gpu_type[j]
-            least[t] = min(least.get(t, self.gpus[j]), self.gpus[j])
-            own[t] = own.get(t, 0) + self.own_gpus[j]
+        for t, cards, replicas_needed, replicas in zip(
+            problem.gpu_type[mine].tolist(),
+            problem.gpus[mine].tolist(),
+            needed.tolist(),
+            self.plan.replicas[mine].tolist(),
+            strict=True,
+        ):
+            least[t] = min(least.get(t, NO_LIMIT), cards * replicas_needed)
+            own[t] = own.get(t, 0) + cards * replicas
         words = [
-            f"{least[t]} {problem.gpu_types[t]} ({left + own[t]} left by the others)"
+            f"{least[t]} {problem.gpu_types[t]} ({self.left[t] + own[t]} left by the others)"
             for t in sorted(least)
-            if (left := self.left[t]) is not None
+            if problem.inventory.gpus[t] != NO_LIMIT
         ]
         return Shortage.GPUS, "its whole demand needs " + " or ".join(words)
 
@@ -242,7 +244,7 @@ def not_taken(fleet: Fleet, problem: AllocationProblem, solved: Solved, plan: Pl
     server, option = fleet.server[candidate], option_of[candidate]
     unit = fleet.cost_per_h[candidate]
     total = np.where(option >= 0, np.append(alone, np.nan)[option], np.nan)
-    cheaper = total < got.total[server] - _SAME_COST * np.maximum(1.0, got.total[server])
+    cheaper = total < got.total[server] - _tolerance(got.total[server])
     looks = np.where(option >= 0, cheaper | (unit < got.unit[server]), unit < got.cost[server])
     runner_up = np.zeros(len(candidate), dtype=bool)
     dearer = np.flatnonzero((option >= 0) & ~cheaper)
@@ -292,11 +294,13 @@ def _judged(
     j = option[is_option]
 
     def of_options(values: BoolArray | IntArray | FloatArray, otherwise: float) -> FloatArray:
+        """Spread values of the options among the candidates."""
         column = np.full(len(candidate), otherwise)
         column[is_option] = values
         return column
 
     replicas = of_options(problem.replicas_needed[j], 0).astype(np.int64)
+    too_many = of_options(problem.replicas_needed[j] > problem.most[j], 0) > 0
     cost_per_h = of_options(problem.replicas_needed[j] * problem.cost_per_h[j], np.nan)
     limited = of_options(problem.inventory.gpus[problem.gpu_type[j]] != NO_LIMIT, 0) > 0
     dominated = of_options(solved.dominated[j], 0) > 0
@@ -307,7 +311,7 @@ def _judged(
         Reason.MEMORY: ~fleet.fits[candidate],
         Reason.KEEP_ACCELERATOR: ~is_option & (fleet.capacity_rps[candidate] > 0),
         Reason.TARGET_MISSED: ~is_option,
-        Reason.MAX_REPLICAS: replicas > problem.max_replicas[server],
+        Reason.MAX_REPLICAS: too_many,
         Reason.INVENTORY: (more < 0) & limited,
         Reason.DOMINATED: dominated,
         Reason.SWITCHING_PENALTY: less > _tolerance(got.cost[server]),
@@ -331,13 +335,15 @@ def details(fleet: Fleet, problem: AllocationProblem, reasons: NotTaken) -> list
     server = fleet.server[k]
     misses = iter(_in_words(fleet, k[_coded(reasons, Reason.MEMORY) | _coded(reasons, Reason.TARGET_MISSED)]))
     words = []
+    most_of = np.full(len(fleet.server), NO_LIMIT)
+    most_of[fleet.options] = problem.most
     for reason, s, t, cards, replicas, most, more, less, rate_rps in zip(
         [REASONS[code] for code in reasons.reason.tolist()],
         server.tolist(),
         fleet.gpu_type[k].tolist(),
         (reasons.replicas * fleet.gpus[k]).tolist(),
         reasons.replicas.tolist(),
-        problem.max_replicas[server].tolist(),
+        most_of[k].tolist(),
         reasons.more_per_h.tolist(),
         reasons.less_per_h.tolist(),
         fleet.capacity_rps[k].tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cluster import Cluster
-    from demo import Demo
+    from demo import Demo, Target
 
 _LATENCIES = '{__name__=~"fleetopt_controller_(ttft|itl)_milliseconds"}'
 
@@ -31,7 +32,7 @@ def observe(cluster: Cluster, prometheus: str, demo: Demo) -> Seen:
     )
     return Seen(
         variants={
-            name: variant_seen(variant, deployments[name], latencies)
+            name: variant_seen(variant, deployments[name], latencies, demo.targets)
             for variant in variants
             if (name := variant["metadata"]["name"]) in deployments
         },
@@ -44,6 +45,7 @@ def variant_seen(
     variant: Mapping[str, Any],
     deployment: Mapping[str, Any],
     latencies: Mapping[tuple[str, str], Mapping[str, float]],
+    targets: Mapping[str, Target],
 ) -> VariantSeen:
     """Read the objects of a variant.
 
@@ -51,6 +53,8 @@ def variant_seen(
     ----------
     variant, deployment : objects
     latencies : mapping of (variant, "ttft" or "itl") to mapping of kind to float
+    targets : mapping of str to Target
+        By model.
     """
     status = variant.get("status") or {}
     name = variant["metadata"]["name"]
@@ -58,16 +62,20 @@ def variant_seen(
     condition: Mapping[str, str] = next(
         (c for c in status.get("conditions") or () if c["type"] == "OptimizationReady"), {}
     )
+    model = variant["spec"]["modelID"]
+    ttft_ms, itl_ms = latencies.get((name, "ttft"), {}), latencies.get((name, "itl"), {})
     return VariantSeen(
-        model=variant["spec"]["modelID"],
+        model=model,
         desired=(status.get("desiredOptimizedAlloc") or {}).get("numReplicas"),
         current=deployment["spec"]["replicas"],
         ready=(deployment.get("status") or {}).get("readyReplicas", 0),
         arrival_rps=float(load.get("arrivalRate", 0)) / 60,
         reason=condition.get("reason", ""),
         message=condition.get("message", ""),
-        ttft_ms=latencies.get((name, "ttft"), {}),
-        itl_ms=latencies.get((name, "itl"), {}),
+        ttft_ms=ttft_ms,
+        itl_ms=itl_ms,
+        on_target=ttft_ms.get("observed", math.inf) <= targets[model].ttft_ms
+        and itl_ms.get("observed", math.inf) <= targets[model].itl_ms,
     )
 
 

@@ -40,6 +40,8 @@ class VariantSeen:
         Of its condition OptimizationReady.
     ttft_ms, itl_ms : mapping of str to float
         By "predicted" and "observed", where they are known.
+    on_target : bool
+        Whether what was observed is known, and within the targets of its class.
     """
 
     model: str
@@ -51,6 +53,7 @@ class VariantSeen:
     message: str = ""
     ttft_ms: Mapping[str, float] = field(default_factory=dict)
     itl_ms: Mapping[str, float] = field(default_factory=dict)
+    on_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,14 @@ def _reasons(model: str | None, reason: str, text: str) -> Check:
 
 _SERVED = _reasons(None, "OptimizationSucceeded", "all demand is served")
 
+
+def _on_target(model: str) -> Check:
+    return Check(
+        f"requests of {model} meet its targets",
+        lambda m: all(v.on_target for v in m.now.variants.values() if v.model == model),
+    )
+
+
 _ONE_EACH = Check(
     "one replica of every variant is left", lambda m: all(v.ready == 1 for v in m.now.variants.values())
 )
@@ -166,7 +177,7 @@ STORY = (
         "rise",
         "Load rises everywhere: replicas follow through the HPAs.",
         {CHAT: 24.0, CODER: 14.0, DOCS: 40.0},
-        (_grows(CHAT), _grows(CODER), _grows(DOCS), _SERVED),
+        (_grows(CHAT), _grows(CODER), _grows(DOCS), _SERVED, _on_target(CHAT)),
     ),
     Phase(
         "fall",
@@ -187,6 +198,7 @@ STORY = (
         (
             _grows(CHAT),
             _never_less(CHAT),
+            _on_target(CHAT),
             _reasons(CHAT, "OptimizationSucceeded", f"all demand of {CHAT} is served"),
             _fewer_of("docs-h100"),
             _more_of("docs-a100"),

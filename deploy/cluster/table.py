@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from story import Seen, Story, Told, VariantSeen
 
-_BAR = "█"
+_BAR, _FREE = "█", "░"
 
 
 def screen(story: Story, seen: Seen, demo: Demo, elapsed_s: float) -> RenderableType:
@@ -105,7 +105,7 @@ def gpus_table(seen: Seen) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, (used, there) in seen.gpus.items():
         bar = Text(_BAR * used, style="red" if used >= there else "green")
-        bar.append(_BAR * (there - used), style="dim")
+        bar.append(_FREE * (there - used), style="dim")
         table.add_row(name, bar, f"{used}/{there} GPUs")
     table.add_row("cost", "", f"{seen.cost_cents_per_h / 100:.2f} $/h")
     return table

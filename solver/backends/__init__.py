@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, cast
@@ -133,7 +134,9 @@ def _missing(entry: _Entry) -> str:
     return ""
 
 
+@cache
 def _version(package: str) -> str:
+    """Version of an installed package, else an empty string; read once, for every request asks."""
     try:
         return version(package)
     except PackageNotFoundError:

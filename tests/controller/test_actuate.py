@@ -46,6 +46,22 @@ def reasons(of: Decision) -> dict[str, str]:
     return {c.type: f"{c.status} {c.reason}" for c in of.status.conditions}
 
 
+def test_status_shows_what_the_variants_own_pods_were_seen_to_do() -> None:
+    pods = {"on-a100": "a1", "on-h100": "h1"}
+    seen = snapshot(
+        va("on-a100", label="A100"),
+        va("on-h100", label="H100"),
+        profiles=(law1("A100"), law1("H100")),
+        signals=(signal(20.0, pod="a1", itl_ms=21.0), signal(10.0, pod="h1", itl_ms=9.0)),
+        workloads={name: Workload(1, 1, pods=frozenset({pod})) for name, pod in pods.items()},
+    )
+    found = planned(seen)
+    shown = [decision(found, name).status.current for name in pods]
+    assert [current and current.itl_ms for current in shown] == [21.0, 9.0]
+    # The load is that of the model, which they share.
+    assert [current and current.arrival_rate_rpm for current in shown] == [30.0, 30.0]
+
+
 @pytest.mark.parametrize(
     ("rate_rpm", "tokens", "replicas"), [(40.0, 178.0, 2), (37.5, 279.0, 3), (1.33, 0.0, 1)]
 )
@@ -122,6 +138,22 @@ def test_minimum_of_a_variant_holds_whatever_the_answer_prefers() -> None:
     found = planned(seen)
     # Two replicas are enough: those of the minimum count towards the load.
     assert (decision(found, "on-h100").desired, decision(found, "on-a100").desired) == (2, 0)
+
+
+def test_groups_of_one_model_have_their_own_accelerators() -> None:
+    """One namespace has A100 alone and another H100 alone, whichever is cheaper."""
+    seen = snapshot(
+        va("a", namespace="one", label="A100"),
+        va("h", namespace="two", label="H100"),
+        profiles=(law1("A100"), law1("H100")),
+        signals=(signal(40.0, namespace="one"), signal(40.0, namespace="two")),
+        settings=FREE,
+    )
+    found = planned(seen)
+    assert {d.variant.key.name: (d.accelerator, d.desired) for d in found.decisions} == {
+        "a": ("A100", 2),
+        "h": ("H100", 2),
+    }
 
 
 def test_lower_class_yields_when_gpus_are_short() -> None:

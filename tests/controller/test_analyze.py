@@ -394,11 +394,13 @@ def test_devices_that_do_not_fit_hold_what_runs_and_are_named() -> None:
 
 def test_real_batch_limit_and_cards_count_and_are_told() -> None:
     workload = Workload(1, 1, gpus_per_replica=2, tensor_parallel=2, max_num_seqs=256)
-    seen = snapshot(va(profiles=[profile("A100")]), signals=(signal(10.0),), workloads={"vllm": workload})
+    choices = [profile("A100", batchSizes=[1, 2, 4])]
+    seen = snapshot(va(profiles=choices), signals=(signal(10.0),), workloads={"vllm": workload})
     found = analyzed(seen)
     assert found.system is not None
     (law,) = found.system.model_data.models
-    assert (law.max_batch_size, law.acc_count) == (256, 2)
+    # Nothing is left to choose from.
+    assert (law.max_batch_size, law.acc_count, law.batch_sizes) == (256, 2, [])
     assert found.system.server_data.servers[0].current_alloc.cost_cents_per_h == 80.0
     assert ["batches up to 4" in note or "a pod has 2" in note for note in found.notes[key()]] == [True, True]
 

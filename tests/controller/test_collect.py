@@ -17,6 +17,7 @@ from controller.collect import (
     View,
     arrival_promql,
     escaped,
+    lengths_promql,
     models_on_moments,
     queries,
     read_configuration,
@@ -192,6 +193,29 @@ def test_values_are_escaped_for_the_pattern_and_for_the_string() -> None:
     assert arrival_promql('x{m=~"$models",n=~"$namespaces"}', [("n", "b"), ("n", "a")]) == (
         '(x{m=~"a|b",n=~"n"}) * 60'
     )
+
+
+def test_queries_fit_into_a_url_however_many_models() -> None:
+    template = 'sum by (model_name) (rate(x{model_name=~"$models",namespace=~"$namespaces"}[1m]))'
+    for count, expected in ((3, "m0|m1|m2"), (1000, ".+")):
+        variants = [("n", f"m{i}") for i in range(count)]
+        promql = arrival_promql(template, variants)
+        assert f'model_name=~"{expected}",namespace=~"n"' in promql
+        lengths = lengths_promql("prompt", {model for _, model in variants}, "10m")
+        assert f'model_name=~"{expected}"' in lengths
+
+
+def test_lengths_that_cannot_be_asked_for_cost_themselves_alone() -> None:
+    def query(promql: str) -> Vector:
+        if "tokens_(bucket|sum)" in promql:
+            raise PrometheusError("too many samples")
+        one: Vector = [{"metric": {"model_name": "m"}, "value": [0, "1"]}]
+        return one
+
+    found = read_traffic(query, Settings(), [("n", "m")], {"m"})
+    assert found.signals
+    assert found.spreads == ()
+    assert found.problems == ("how much lengths of requests vary is not known: too many samples",)
 
 
 @pytest.mark.parametrize("count", [1, 1000])

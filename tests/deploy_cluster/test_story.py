@@ -37,6 +37,7 @@ def seen(
             reason="DemandUnserved" if variant.model in unserved else "OptimizationSucceeded",
             message="some words",
             ttft_ms={"predicted": 123.4},
+            on_target=variant.model not in unserved,
         )
         for variant, count in zip(VARIANTS, replicas, strict=True)
     }
@@ -118,6 +119,16 @@ def test_a_phase_waits_until_the_load_is_known_and_pods_are_ready():
         assert story.phase is STORY[0]
     story.look(at_rest, 99.0)
     assert story.phase is STORY[1]
+
+
+def test_it_does_not_come_true_when_requests_of_the_premium_model_wait_too_long():
+    story = Story((STORY[4],), least_s=10.0, most_s=30.0)
+    rates = STORY[4].rates_rps
+    story.look(seen((1, 1, 3, 6), rates), 0.0)
+    at_the_end = seen((7, 1, 8, 1), rates, {DOCS})
+    slow = dataclasses.replace(at_the_end.variants["chat-h100"], on_target=False)
+    story.look(dataclasses.replace(at_the_end, variants={**at_the_end.variants, "chat-h100": slow}), 30.0)
+    assert story.told[0].missing == (f"requests of {CHAT} meet its targets",)
 
 
 def test_the_screen_and_the_summary_say_it():

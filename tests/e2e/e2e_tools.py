@@ -22,13 +22,19 @@ import yaml
 from cluster import Cluster
 from fake_vllm import Engine, FakeServing, Server
 from kubernetes.client.exceptions import ApiException
-from processes import Daemon, binary, cache_folder, free_port, wait_until
+from processes import BUILD, Daemon, binary, cache_folder, free_port, missing, wait_until
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "fleetopt"
 SYSTEM = "fleetopt-system"
+DEFINITIONS = cache_folder() / "crds"
 ACCOUNT = "fleetopt-controller"
 MONITORING = "monitoring"
+
+# What the tests need and is not there, each with how to get it.
+MISSING = sorted({*Cluster.binaries_missing(), *Cluster.binaries_missing("keda"), *missing(["helm"])})
+if not DEFINITIONS.is_dir():
+    MISSING.append(f"the definitions of KEDA and the Prometheus operator: {BUILD} copies them")
 
 # What nodes call their cards; one has another name in the price list, as in the wild.
 A100, H100, H200 = "NVIDIA-A100-PCIE-80GB", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200-141GB-HBM3e"
@@ -146,9 +152,10 @@ class Fleet:
         self._stack.close()
 
     def _start(self) -> None:
+        assert not MISSING, "\n".join(MISSING)
         self._stack.enter_context(self.cluster)
         self._stack.enter_context(self.serving)
-        for path in sorted((cache_folder() / "crds").glob("*.yaml")):
+        for path in sorted(DEFINITIONS.glob("*.yaml")):
             self.cluster.apply_file(path)
         self.cluster.add_nodes(NODES)
         for namespace in ("hpa", "keda", MONITORING, SYSTEM):
