@@ -407,6 +407,12 @@ def peak_mb(pid: int) -> float:
     raise SystemExit("this system does not say how much memory a process has used")
 
 
+def with_children(pid: int) -> list[int]:
+    """Process numbers of a process and of those that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in with_children(int(child)))]
+
+
 def cpu_s(pid: int) -> float:
     """Processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -429,7 +435,7 @@ def measure(folder: Path, variants: int, namespaces: int, passes: int) -> list[t
             for document in config_maps(found, environ):
                 plane.apply(document)
             say("starting the controller")
-            rows = follow(folder, plane, daemons, prometheus_url, passes)
+            rows = follow(folder, plane, daemons, service, prometheus_url, passes)
         finally:
             for daemon in reversed(daemons):
                 daemon.stop()
@@ -458,7 +464,12 @@ def start_service(folder: Path) -> tuple[Daemon, str]:
 
 
 def follow(
-    folder: Path, plane: ControlPlane, daemons: list[Daemon], prometheus_url: str, passes: int
+    folder: Path,
+    plane: ControlPlane,
+    daemons: list[Daemon],
+    service: Daemon,
+    prometheus_url: str,
+    passes: int,
 ) -> list[tuple[str, str, str]]:
     kubeconfig = plane.kubeconfig(folder / "kubeconfig", plane.token(ACCOUNT, SYSTEM))
     probes, record = free_port(), Record(folder / "record.jsonl")
@@ -511,13 +522,14 @@ def follow(
     # Between the ends of two quiet passes, the watches and the Lease included.
     spent = [b - a for a, b in itertools.pairwise(used[-len(quiet) - 1 :])]
     peak = peak_mb(controller.pid)
+    of_service = sum(peak_mb(pid) for pid in with_children(service.pid))
     say("ending the controller")
     os.kill(controller.pid, signal.SIGTERM)
 
     def median(stage: str) -> str:
         return f"{statistics.median(each.record['seconds'].get(stage, 0.0) for each in quiet):.2f} s"
 
-    stages = ", ".join(f"{stage} {median(stage)}" for stage in ("collect", "analyze", "optimize", "actuate"))
+    stages = ", ".join(f"{stage} {median(stage)}" for stage in quiet[-1].record["seconds"])
     return [
         ("quiet pass apart from the solve", f"{statistics.median(apart):.2f} s", f"< {GOAL_SECONDS:g} s"),
         ("its stages, with the service's answer", stages, ""),
@@ -527,6 +539,7 @@ def follow(
         ("Prometheus queries in a pass", str(queries), f"<= {GOAL_QUERIES}"),
         (f"writes in {len(quiet)} quiet passes", str(len(writes)), str(GOAL_WRITES)),
         ("peak memory of the controller", f"{peak:.0f} MB", f"< {GOAL_MB:g} MB"),
+        ("peak memory of the service, its worker included", f"{of_service:.0f} MB", ""),
         ("start until ready", f"{ready_s:.1f} s", ""),
         (f"start until the first pass is done, {len(wrote_first)} writes", f"{first_s:.1f} s", ""),
     ]
@@ -544,7 +557,7 @@ def render(rows: list[tuple[str, str, str]], command: str) -> str:
     prometheus = subprocess.run(
         [binary("prometheus"), "--version"], capture_output=True, text=True, check=True
     )
-    seen = (prometheus.stdout or prometheus.stderr).splitlines()[0].split(" (")[0]
+    seen = "Prometheus " + (prometheus.stdout or prometheus.stderr).split()[2]
     machine = (
         f"{datetime.now(UTC):%Y-%m-%d}: Python {platform.python_version()}, {named_versions}, "
         f"{server.stdout.strip()}, {seen}, {os.cpu_count()} cores ({platform.machine()}), "

@@ -209,10 +209,14 @@ def queries(window: str) -> dict[str, str]:
     }
 
 
-# Requests that the endpoint picker of the Gateway API's inference extension holds back.
-QUEUE_QUERY = (
-    "sum by (model_name, target_model_name, namespace) (inference_extension_flow_control_queue_size)"
-)
+def queue_promql(window: str) -> str:
+    """Return the PromQL of requests that the endpoint picker holds back: how many, and their growth.
+
+    It is that of the Gateway API's inference extension. Growth, in requests/min, has a label ``of``.
+    """
+    by, queue = "by (model_name, target_model_name, namespace)", "inference_extension_flow_control_queue_size"
+    growth = f"sum {by} (deriv({queue}[{window}])) * 60"
+    return f'sum {by} ({queue}) or label_replace({growth}, "of", "growth", "", "")'
 
 
 def arrival_promql(template: str, variants: Iterable[tuple[str, str]]) -> str:
@@ -296,14 +300,16 @@ def read_traffic(
     problems: tuple[str, ...] = ()
     if settings.arrival_query:
         try:
-            arrivals = _by_model(query(arrival_promql(settings.arrival_query, variants)))
+            arrivals = _by_model(_values(query(arrival_promql(settings.arrival_query, variants))))
         except QueryRefusedError as error:
             # The user's own query costs itself alone: completions and growth are still there.
             problems = (f"ARRIVAL_QUERY is not used: {error}",)
-    queued = _by_model(query(QUEUE_QUERY))
+    held_back = _values(query(queue_promql(settings.rate_window)))
+    queued = _by_model(pair for pair in held_back if "of" not in pair[0])
+    growth = _by_model(pair for pair in held_back if "of" in pair[0])
     demands = tuple(
-        Demand(model, namespace, arrivals.get((model, namespace)), queued.get((model, namespace), 0.0))
-        for model, namespace in sorted(arrivals.keys() | queued.keys())
+        Demand(*place, arrivals.get(place), queued.get(place, 0.0), growth.get(place, 0.0))
+        for place in sorted(arrivals.keys() | queued.keys() | growth.keys())
     )
     spreads: tuple[Spread, ...] = ()
     if on_moments:
@@ -350,10 +356,10 @@ def _bucket_end(text: str) -> float:
         raise PrometheusError(f"Prometheus has a bucket up to {text!r}") from error
 
 
-def _by_model(vector: Vector) -> dict[tuple[str, str], float]:
+def _by_model(values: Iterable[tuple[dict[str, str], float]]) -> dict[tuple[str, str], float]:
     """Sum the elements by model and namespace, each under whatever label names it."""
     sums: dict[tuple[str, str], float] = {}
-    for labels, value in _values(vector):
+    for labels, value in values:
         model = next((labels[name] for name in _MODEL_LABELS if labels.get(name)), "")
         place = (model, labels.get("namespace", ""))
         sums[place] = sums.get(place, 0.0) + value

@@ -80,9 +80,11 @@ def read_loads(
                 seen[key].append((signal, share))
     counted: dict[GroupKey, float] = {}
     queued: dict[GroupKey, float] = {}
+    growth: dict[GroupKey, float] = {}
     for demand in snapshot.traffic.demands:
         for key, share in shares.of_model(demand.model, demand.namespace).items():
             queued[key] = queued.get(key, 0.0) + demand.queued * share
+            growth[key] = growth.get(key, 0.0) + demand.growth_rpm * share
             if demand.arrival_rpm is not None:
                 counted[key] = counted.get(key, 0.0) + demand.arrival_rpm * share
     spreads: dict[GroupKey, Spread] = {}
@@ -104,6 +106,7 @@ def read_loads(
             seen[key],
             counted.get(key),
             waiting,
+            growth.get(key, 0.0),
             spreads.get(key),
             memory.tokens.get(key, default),
             woken,
@@ -120,7 +123,8 @@ def read_own_loads(snapshot: Snapshot) -> dict[VariantKey, Load]:
         if key is not None and signal.age_s <= snapshot.configuration.settings.metrics_stale_s:
             seen.setdefault(key, []).append((signal, 1.0))
     return {
-        key: _load(signals, None, 0.0, None, Tokens(0.0, 0.0), woken=False) for key, signals in seen.items()
+        key: _load(signals, None, 0.0, 0.0, None, Tokens(0.0, 0.0), woken=False)
+        for key, signals in seen.items()
     }
 
 
@@ -185,16 +189,19 @@ def _load(
     seen: Sequence[tuple[Signal, float]],
     counted_rpm: float | None,
     queued: float,
+    held_back_growth_rpm: float,
     spread: Spread | None,
     tokens: Tokens,
     woken: bool,
 ) -> Load:
     """Add up what was seen.
 
-    Arrivals are completions and the growth of what is in flight: under overload completions alone stop at
-    what the replicas can do. Requests that wait for a group without replicas are taken as those of a minute.
+    Arrivals are completions and the growth of what is in flight or held back by the gateway: under overload
+    completions alone stop at what the replicas can do. Requests that wait for a group without replicas are
+    taken as those of a minute.
     """
-    observed_rpm = max(sum((s.completed_rpm + s.growth_rpm) * share for s, share in seen), 0.0)
+    served_rpm = sum((signal.completed_rpm + signal.growth_rpm) * share for signal, share in seen)
+    observed_rpm = max(served_rpm + held_back_growth_rpm, 0.0)
     arrival_rpm = max(observed_rpm if counted_rpm is None else counted_rpm, queued)
     in_flight = sum(signal.in_flight * share for signal, share in seen)
 

@@ -110,12 +110,15 @@ class Demand:
         None: it counts none.
     queued : float
         Requests that wait for a server.
+    growth_rpm : float
+        Growth of these, requests/min; negative while they go to servers.
     """
 
     model: str
     namespace: str
     arrival_rpm: float | None = None
     queued: float = 0.0
+    growth_rpm: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 1. Each server alone: if the inventory holds what they would like best, that is the proven optimum.
 2. Otherwise the coupling rows get prices (duals). At any prices, the sum of the servers' best columns less
-   the worth of the inventory is a lower bound (the Lagrangian bound). Newton's method on a smoothed bound
-   finds good prices, a restricted master program over the columns near the bound the last digits
-   (Dantzig-Wolfe).
-3. A basic solution of the master splits at most as many servers as there are coupling rows. A small integer
-   program over these servers and those nearest to changing gives the plan.
-4. Where that leaves a gap, the program over all columns within the gap closes it: no plan with any other
-   column is better than the one found.
+   the worth of the inventory is a lower bound (the Lagrangian bound). Newton's method finds prices that are
+   good for one-type columns, or for fractional mixes (`prices`); a restricted master program over the columns
+   near the bound finds the last digits (Dantzig-Wolfe).
+3. The columns that the master takes nearly fit. A few servers are changed to make them fit (`repair`), or
+   small integer programs over the columns nearest to changing choose.
+4. Where that leaves a gap: with one type, the program over all columns within the gap, as no plan with any
+   other column is better; with a mix of few servers, the compact program with rows from pricing (`cuts`).
 
-The levels of the objective are solved in their order. A level that is held takes a row of its own, unless it
-is held at the least any plan can have: then it limits the columns of each server. What this module leaves to
-the method of `solve`: node rows for replica sizes that do not divide each other; the largest unserved share
-(round robin) and, with a limit of two or more types per server, servers that their own limits keep from full
-service, when not every server can be served.
+The levels of the objective are solved in their order. Prices of the cards alone tell at once which levels
+cannot be met in full. A level that is held takes a row of its own, unless it is held at the least any plan
+can have: then it limits the columns of each server. What this module leaves to the method of `solve`: node
+rows for replica sizes that do not divide each other; the largest unserved share (round robin) and, with a
+limit of two or more types per server, servers that their own limits keep from full service, when not every
+server can be served.
 
 References
 ----------
@@ -41,10 +42,11 @@ from solver.milp import Milp, SolveOptions, Termination
 from solver.packing import is_chain
 from solver.prices import Listed, ascend
 from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
-from solver.problem import NO_LIMIT, LevelKind, Plan, levels
+from solver.problem import LevelKind, Plan, levels
 from solver.reduce import dominated, keep
 from solver.repair import repaired
 from solver.solve import GpuValue, LevelResult, Solved, solve
+from solver.stage import Coupling, Held, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +75,7 @@ _WORTH_CLOSING, _FEW_COLUMNS = 8.0, 15_000
 _PLAN_COLUMNS = (500, 2000, 6000)
 
 # Columns beside those of the master's solution that a repair chooses from.
-_REPAIR_COLUMNS = 10_000
+_REPAIR_COLUMNS = 30_000
 
 # Most mixes of a server that pricing returns, and of all servers where these are few.
 _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
@@ -186,95 +188,6 @@ def _node_sizes_are_chains(problem: AllocationProblem) -> bool:
 
 
 @dataclass(frozen=True)
-class _Coupling:
-    """The rows that couple servers: ``usage.T @ replicas <= limit``.
-
-    Attributes
-    ----------
-    usage : (J, R) sparse
-        Cards that a replica of each option takes of each row.
-    limit : (R,) float
-    row_type : (R,) int
-        GPU type of each row.
-    counts_cards : (R,) bool
-        Rows where one more card of the type is one more unit: the inventory and nodes for single cards.
-    """
-
-    usage: csr_matrix
-    limit: FloatArray
-    row_type: IntArray
-    counts_cards: BoolArray
-
-    @classmethod
-    def of(cls, problem: AllocationProblem) -> _Coupling:
-        """Inventory rows, and node rows of each replica size: see `formulate`."""
-        masks, limits, types, cards = [], [], [], []
-        for t, stock in enumerate(problem.inventory.gpus.tolist()):
-            mine = problem.gpu_type == t
-            if not mine.any():
-                continue
-            if stock != NO_LIMIT:
-                masks.append(mine)
-                limits.append(float(stock))
-                types.append(t)
-                cards.append(True)
-            nodes = problem.inventory.nodes[t]
-            if nodes is None:
-                continue
-            free = np.array(nodes, dtype=np.int64)
-            for size in np.unique(problem.gpus[mine]).tolist():
-                masks.append(mine & (problem.gpus >= size))
-                limits.append(float(size * (free // size).sum()))
-                types.append(t)
-                cards.append(size == 1)
-        rows = np.stack(masks) if masks else np.zeros((0, len(problem.gpus)), dtype=bool)
-        return cls(
-            csr_matrix((rows * problem.gpus).T.astype(np.float64)),
-            np.array(limits),
-            np.array(types, dtype=np.int64),
-            np.array(cards, dtype=bool),
-        )
-
-
-@dataclass(frozen=True)
-class _Held:
-    """An earlier level: ``unserved @ u + unmet @ (u > 0) <= limit`` with coefficients of each server."""
-
-    unserved: FloatArray
-    unmet: FloatArray
-    limit: float
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One program: a level of the objective with the earlier ones held.
-
-    Attributes
-    ----------
-    unserved, unmet : (S,) float
-        Coefficients of the unserved share, and of any share unserved, in the objective.
-    money : float
-        Coefficient of the cost: 1 at the cost level. At the others so small that it only chooses between
-        plans that serve the same; their bounds leave it out.
-    held : tuple of _Held
-    largest_unserved : (S,) float
-        Limit on each server's unserved share.
-    active : (S,) bool
-        Servers to decide about; the others get nothing.
-    reached : tuple of float or None
-        Values of the earlier levels; None where every server is served in full.
-    """
-
-    unserved: FloatArray
-    unmet: FloatArray
-    money: float
-    held: tuple[_Held, ...]
-    largest_unserved: FloatArray
-    active: BoolArray
-    reached: tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
 class _Priced:
     """Columns of the active servers at the best prices found, and what the master made of them.
 
@@ -349,8 +262,8 @@ class _Search:
         return Servers(self.problem)
 
     @cached_property
-    def coupling(self) -> _Coupling:
-        return _Coupling.of(self.problem)
+    def coupling(self) -> Coupling:
+        return Coupling.of(self.problem)
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
@@ -373,8 +286,7 @@ class _Search:
         self.incumbent = self._columns_of(self.start)
         self.pool = _distinct(self.pool.joined(self.incumbent))
         best = self.servers.least_unserved
-        nothing = np.zeros(len(best))
-        stage = _Stage(nothing, nothing, 1.0, (), best, self.has_option, None)
+        stage = self._cost_stage((), best, None)
         priced = self._converge(stage)
         if priced is not None and (priced.short <= _HOLD_TOLERANCE or self.left_s() <= 0):
             found, bound = self._cheapest(stage, priced)
@@ -390,6 +302,14 @@ class _Search:
             return None
         found_by_level = self._by_level(defer=True) if priced is None else None
         return found_by_level or self._by_level(defer=False)
+
+    def _cost_stage(
+        self, held: tuple[Held, ...], largest_unserved: FloatArray, reached: tuple[float, ...] | None
+    ) -> Stage:
+        zero = np.zeros(self.servers.count)
+        return Stage(
+            self.servers, self.coupling, zero, zero, 1.0, held, largest_unserved, self.has_option, reached
+        )
 
     def _floor(self, level: Level) -> float:
         """Least value of a service level, each server at the least unserved share it can have."""
@@ -432,7 +352,7 @@ class _Search:
         """
         least = self.servers.least_unserved
         largest = np.ones(len(least))
-        held: tuple[_Held, ...] = ()
+        held: tuple[Held, ...] = ()
         active = np.zeros(len(least), dtype=bool)
         zero = np.zeros(len(least))
         bounds: list[float] = []
@@ -450,7 +370,17 @@ class _Search:
                 continue
             most = float(self._most_cost_per_h[active].sum())
             money = self._money_room / most if most > 0 else 0.0
-            stage = _Stage(unserved, unmet, money, held, largest, active.copy(), tuple(reached[:-1]))
+            stage = Stage(
+                self.servers,
+                self.coupling,
+                unserved,
+                unmet,
+                money,
+                held,
+                largest,
+                active.copy(),
+                tuple(reached[:-1]),
+            )
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
             if defer and self.left_s() > 0 and not self._impossible(replace(stage, largest_unserved=best)):
                 deferred, largest = True, best
@@ -467,10 +397,12 @@ class _Search:
             if value <= bounds[-1] + _HOLD_TOLERANCE:
                 largest = best
             else:
-                held = (*held, _Held(unserved, unmet, value + _HOLD_TOLERANCE))
+                held = (*held, Held(unserved, unmet, value + _HOLD_TOLERANCE))
             bounds[-1] = max(bounds[-1], bound)
             self.pool = _distinct(self.pool.joined(self.incumbent))
-        stage = _Stage(zero, zero, 1.0, held, largest, self.has_option, tuple(reached))
+        stage = Stage(
+            self.servers, self.coupling, zero, zero, 1.0, held, largest, self.has_option, tuple(reached)
+        )
         priced = self._converge(stage) if self.left_s() > 0 else None
         found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
@@ -492,22 +424,22 @@ class _Search:
         np.maximum.at(last, problem.option_server, most)
         return dearest + last + servers.leaving_per_h
 
-    def _serve(self, stage: _Stage, priced: _Priced, index: int) -> tuple[bool, float]:
+    def _serve(self, stage: Stage, priced: _Priced, index: int) -> tuple[bool, float]:
         """Better the incumbent at service level `index`; whether a plan was found, and the level's bound."""
         level = self.levels[index]
         by_share = level.kind is LevelKind.UNSERVED
         weight = self.problem.weight[level.servers]
         bare = replace(stage, money=0.0)
         lower, _ = self._lower(bare, priced.columns, stage.active, priced.duals, np.zeros(self.servers.count))
-        bare_bound = _lagrangian(lower[stage.active], priced.duals, self._limits(stage))
+        bare_bound = _lagrangian(lower[stage.active], priced.duals, stage.limits)
         bound = self._whole_steps(weight, bare_bound, by_share=by_share)
         money = max(priced.bound - bare_bound, 0.0)
         room = self._money_room + self.options.relative_gap * bound
         columns = self._plan(stage, priced, bound + money + room)
-        value = np.inf if columns is None else float(self._service(stage, columns).sum())
+        value = np.inf if columns is None else float(stage.service(columns).sum())
         if self._close_enough(value, bound):
             return True, bound
-        reduced = priced.columns.value(self._prices(bare, priced.duals)) - lower[priced.columns.server]
+        reduced = priced.columns.value(bare.prices(priced.duals)) - lower[priced.columns.server]
         found, bound = self._close(bare, replace(priced, reduced=reduced, bound=bound), value)
         return found, self._whole_steps(weight, bound, by_share=by_share)
 
@@ -537,7 +469,7 @@ class _Search:
 
     # ---------------------------------------------------------------- prices
 
-    def _prices(self, stage: _Stage, duals: FloatArray) -> Prices:
+    def _prices(self, stage: Stage, duals: FloatArray) -> Prices:
         rows = len(self.coupling.limit)
         unserved, unmet = stage.unserved.copy(), stage.unmet.copy()
         for held, dual in zip(stage.held, duals[rows:], strict=True):
@@ -546,29 +478,29 @@ class _Search:
         replica = stage.money * self.servers.replica_cost_per_h + self.coupling.usage @ duals[:rows]
         return Prices(replica, stage.money, unserved, unmet)
 
-    def _limits(self, stage: _Stage) -> FloatArray:
+    def _limits(self, stage: Stage) -> FloatArray:
         limits: FloatArray = np.r_[self.coupling.limit, [held.limit for held in stage.held]]
         return limits
 
-    def _usage(self, stage: _Stage, columns: Columns) -> FloatArray:
+    def _usage(self, stage: Stage, columns: Columns) -> FloatArray:
         """Take of each column of each coupling row and held level, shape (C, R + H)."""
         server, short = columns.server, columns.unserved > 0
         held = [h.unserved[server] * columns.unserved + h.unmet[server] * short for h in stage.held]
         return np.column_stack([(columns.replicas @ self.coupling.usage).toarray(), *held])
 
-    def _allowed(self, stage: _Stage, columns: Columns, active: BoolArray) -> Columns:
+    def _allowed(self, stage: Stage, columns: Columns, active: BoolArray) -> Columns:
         server = columns.server
         return columns.take(
             active[server] & (columns.unserved <= stage.largest_unserved[server] + _SUM_ERROR)
         )
 
-    def _converge(self, stage: _Stage) -> _Priced | None:
+    def _converge(self, stage: Stage) -> _Priced | None:
         """Find prices whose Lagrangian bound meets the restricted master.
 
         None where a server has no column, or the prices prove that no columns fit together.
         """
-        limits = self._limits(stage)
-        columns = self._allowed(stage, self.pool, stage.active)
+        limits = stage.limits
+        columns = stage.allowed(self.pool)
         active = np.flatnonzero(stage.active)
         alone, columns = self._alone(stage, columns, limits)
         if alone is not None:
@@ -577,8 +509,8 @@ class _Search:
             return None
         if self._impossible(stage):
             return None
-        guide = self._allowed(stage, self.guide, stage.active)
-        most = np.full(len(limits), self._penalty(self._worth(stage, guide)))
+        guide = stage.allowed(self.guide)
+        most = np.full(len(limits), self._penalty(stage.worth(guide)))
         few, share = self._sample(stage, guide)
         duals = ascend(self._listed(stage, few, share), np.zeros(len(limits)), most, _COLD, self.left_s)
         if share < 1.0:
@@ -590,28 +522,28 @@ class _Search:
         """Columns with good prices: with a mix, fractional ones, as those of one type may not serve all."""
         return fractional(self.servers) if self.mixes else single_type(self.servers)
 
-    def _impossible(self, stage: _Stage) -> bool:
+    def _impossible(self, stage: Stage) -> bool:
         """Whether some prices prove that no columns fit together.
 
         By Farkas' lemma: where even the columns that take the least at these prices take more than there is.
         """
-        limits = self._limits(stage)
+        limits = stage.limits
         if not len(limits):
             return False
         zero = np.zeros(self.servers.count)
         bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
-        guide = self._allowed(stage, self.guide, stage.active)
+        guide = stage.allowed(self.guide)
         most = 1.0 / np.maximum(limits, 1.0)
         few, share = self._sample(stage, guide)
         duals = ascend(self._listed(bare, few, share), 0.5 * most, most, _COLD, self.left_s)
         listed = np.full(self.servers.count, np.inf)
-        np.minimum.at(listed, guide.server, guide.value(self._prices(bare, duals)))
+        np.minimum.at(listed, guide.server, guide.value(bare.prices(duals)))
         if float(listed[np.isfinite(listed)].sum()) <= float(duals @ limits):
             return False
-        lower, _ = self._lower(bare, self._allowed(stage, self.pool, stage.active), stage.active, duals, zero)
+        lower, _ = self._lower(bare, stage.allowed(self.pool), stage.active, duals, zero)
         return _lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
 
-    def _sample(self, stage: _Stage, columns: Columns) -> tuple[Columns, float]:
+    def _sample(self, stage: Stage, columns: Columns) -> tuple[Columns, float]:
         """Columns of some `_SAMPLE` servers of every size, and their share of what all of them take."""
         active = np.flatnonzero(stage.active)
         if len(active) <= 2 * _SAMPLE:
@@ -631,9 +563,9 @@ class _Search:
         np.minimum.at(size, self.guide.server[served], taken[served])
         return np.where(np.isfinite(size), size, 0.0)
 
-    def _listed(self, stage: _Stage, columns: Columns, share: float = 1.0) -> Listed:
+    def _listed(self, stage: Stage, columns: Columns, share: float = 1.0) -> Listed:
         """Return these columns for the search for prices, with a share of the limits."""
-        usage, limits, worth = self._usage(stage, columns), self._limits(stage), self._worth(stage, columns)
+        usage, limits, worth = stage.usage(columns), stage.limits, stage.worth(columns)
         scale = (
             float(worth.mean()) + _TINY if worth.any() else float((usage / np.maximum(limits, 1.0)).mean())
         )
@@ -643,22 +575,22 @@ class _Search:
         """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
         return 100.0 * float(worth.max(initial=0.0)) + _TINY
 
-    def _alone(self, stage: _Stage, columns: Columns, limits: FloatArray) -> tuple[_Priced | None, Columns]:
+    def _alone(self, stage: Stage, columns: Columns, limits: FloatArray) -> tuple[_Priced | None, Columns]:
         """Each server's best column at no prices if all fit together; the columns with those found."""
         free = np.zeros(len(limits))
         lower, columns = self._lower(stage, columns, stage.active, free, self._slack(stage, columns, free))
-        reduced = columns.value(self._prices(stage, free)) - lower[columns.server]
+        reduced = columns.value(stage.prices(free)) - lower[columns.server]
         chosen = self._least(columns, reduced)
         best = columns.take(chosen[chosen >= 0])
         if len(best) < stage.active.sum() or not self._fits(stage, best, limits):
             return None, columns
         bound = _lagrangian(lower[stage.active], free, limits)
         split = np.zeros(self.servers.count, dtype=bool)
-        worth = float(self._service(stage, best).sum())
+        worth = float(stage.service(best).sum())
         return _Priced(columns, reduced, free, bound, chosen, split, worth, 0.0), columns
 
     def _rounds(
-        self, stage: _Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
+        self, stage: Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
     ) -> _Priced:
         """Alternate pricing and restricted master over the `active` servers."""
         best_bound, best_duals, best_lower = -np.inf, duals, np.zeros(self.servers.count)
@@ -668,7 +600,7 @@ class _Search:
         for _ in range(_MOST_ROUNDS):
             slack = self._slack(stage, columns, duals)
             lower, columns = self._lower(stage, columns, active, duals, slack)
-            reduced = columns.value(self._prices(stage, duals)) - lower[columns.server]
+            reduced = columns.value(stage.prices(duals)) - lower[columns.server]
             columns, reduced = self._worth_keeping(columns, reduced, float(slack.max(initial=0.0)))
             bound = _lagrangian(lower[active], duals, limits)
             better = bound - best_bound > _SMALL_STEP * abs(bound)
@@ -681,9 +613,7 @@ class _Search:
                 break
             before = 0 if near is None else len(near)
             nearer = self._near(stage, columns, reduced, duals, int(active.sum()))
-            near = _distinct(
-                nearer.joined(self._allowed(stage, self.basis, active) if near is None else near)
-            )
+            near = _distinct(nearer.joined(stage.allowed(self.basis) if near is None else near))
             solved = self._master(stage, near, limits)
             if solved is None:
                 break
@@ -695,17 +625,17 @@ class _Search:
                 break
         if self.mixes and master is not None:
             columns = _distinct(columns.joined(master.columns))
-        reduced = columns.value(self._prices(stage, best_duals)) - best_lower[columns.server]
+        reduced = columns.value(stage.prices(best_duals)) - best_lower[columns.server]
         if master is None:
             # Out of time: the bound is good, what the prices like best need not fit.
             chosen = self._least(columns, reduced)
             return _Priced(columns, reduced, best_duals, best_bound, chosen, chosen >= 0, np.inf, np.inf)
         self.basis = master.columns.take(master.x > 0)
         chosen, split = self._read(columns, master)
-        worth = float(self._service(stage, master.columns) @ master.x)
+        worth = float(stage.service(master.columns) @ master.x)
         return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short)
 
-    def _met(self, stage: _Stage, master: _Mastered | None, bound: float) -> bool:
+    def _met(self, stage: Stage, master: _Mastered | None, bound: float) -> bool:
         """Whether the bound is near enough to the master's value, the least it could be."""
         if master is None:
             return False
@@ -722,9 +652,9 @@ class _Search:
         """What the cost may count at a service level."""
         return _MONEY_SHARE * float(self.problem.weight.min())
 
-    def _slack(self, stage: _Stage, columns: Columns, duals: FloatArray) -> FloatArray:
+    def _slack(self, stage: Stage, columns: Columns, duals: FloatArray) -> FloatArray:
         """How far above its best a server's mixes are of interest, shape (S,)."""
-        values = columns.value(self._prices(stage, duals))
+        values = columns.value(stage.prices(duals))
         least = np.full(self.servers.count, np.inf)
         np.minimum.at(least, columns.server, values)
         known = least[np.isfinite(least)]
@@ -735,19 +665,19 @@ class _Search:
         most = self._most_worth(stage) / stage.active.sum()
         return np.full(self.servers.count, share * min(float(known.mean()), most))
 
-    def _most_worth(self, stage: _Stage) -> float:
+    def _most_worth(self, stage: Stage) -> float:
         """Objective that no plan without a superfluous replica exceeds."""
         worth = stage.money * self._most_cost_per_h + stage.unserved + stage.unmet
         return float(worth[stage.active].sum())
 
     def _lower(
-        self, stage: _Stage, columns: Columns, active: BoolArray, duals: FloatArray, slack: FloatArray
+        self, stage: Stage, columns: Columns, active: BoolArray, duals: FloatArray, slack: FloatArray
     ) -> tuple[FloatArray, Columns]:
         """Least value of any column of each active server, shape (S,), and the columns with those found.
 
         Without mixes the columns are all there are. A slack of 0 asks for the bound only.
         """
-        prices = self._prices(stage, duals)
+        prices = stage.prices(duals)
         if not self.mixes:
             lower = np.full(self.servers.count, np.inf)
             np.minimum.at(lower, columns.server, columns.value(prices))
@@ -775,7 +705,7 @@ class _Search:
         return columns.take(kept), reduced[kept]
 
     def _near(
-        self, stage: _Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
+        self, stage: Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
     ) -> Columns:
         """Return the columns that the least change of prices makes best, and the best of every server."""
         most = servers + max(_MASTER_COLUMNS, int(_MASTER_COLUMNS_EACH * servers))
@@ -795,22 +725,10 @@ class _Search:
         result[columns.server[best]] = best
         return result
 
-    def _service(self, stage: _Stage, columns: Columns) -> FloatArray:
-        """Objective of each column without money, shape (C,)."""
-        server = columns.server
-        result: FloatArray = stage.unserved[server] * columns.unserved + stage.unmet[server] * (
-            columns.unserved > 0
-        )
-        return result
-
     # ---------------------------------------------------------------- masters
 
-    def _worth(self, stage: _Stage, columns: Columns) -> FloatArray:
-        """Objective of each column, shape (C,)."""
-        return columns.value(self._prices(stage, np.zeros(len(self._limits(stage)))))
-
     def _program(
-        self, stage: _Stage, columns: Columns, limits: FloatArray, *, price: float, integer: bool
+        self, stage: Stage, columns: Columns, limits: FloatArray, *, price: float, integer: bool
     ) -> tuple[Milp, IntArray]:
         """One column of each server within the limits, or at `price` beyond them (inf: not at all).
 
@@ -820,7 +738,7 @@ class _Search:
         choices = np.bincount(columns.server, minlength=self.servers.count)[columns.server]
         free = np.flatnonzero(choices > 1)
         fixed = np.flatnonzero(choices == 1)
-        worth, usage = self._worth(stage, columns), self._usage(stage, columns)
+        worth, usage = stage.worth(columns), stage.usage(columns)
         left = limits - usage[fixed].sum(axis=0)
         count, rows = len(free), len(limits)
         _, position = np.unique(columns.server[free], return_inverse=True)
@@ -845,9 +763,9 @@ class _Search:
         )
         return milp, free
 
-    def _master(self, stage: _Stage, columns: Columns, limits: FloatArray) -> _Mastered | None:
+    def _master(self, stage: Stage, columns: Columns, limits: FloatArray) -> _Mastered | None:
         """Solve the relaxation, with a price for what is beyond the limits."""
-        price = self._penalty(self._worth(stage, columns))
+        price = self._penalty(stage.worth(columns))
         milp, free = self._program(stage, columns, limits, price=price, integer=False)
         raw = self._solve(milp, relax=True)
         if raw.x is None or raw.row_dual is None:
@@ -894,12 +812,12 @@ class _Search:
 
     # ---------------------------------------------------------------- plans
 
-    def _plan(self, stage: _Stage, priced: _Priced, good: float) -> Columns | None:
+    def _plan(self, stage: Stage, priced: _Priced, good: float) -> Columns | None:
         """Find one column of each active server that together are worth at most `good`, or near it.
 
         None if no columns were found that fit together.
         """
-        limits = self._limits(stage)
+        limits = stage.limits
         chosen = priced.chosen[priced.chosen >= 0]
         if len(chosen) < stage.active.sum():
             # Out of time before every server had a column.
@@ -957,7 +875,7 @@ class _Search:
         near = value - priced.bound <= _WORTH_CLOSING * (good - priced.bound)
         return near and int((priced.reduced <= value - priced.bound).sum()) <= _FEW_COLUMNS
 
-    def _incumbent_in(self, stage: _Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
+    def _incumbent_in(self, stage: Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
         """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
         active = np.flatnonzero(stage.active)
         empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
@@ -973,11 +891,11 @@ class _Search:
             return None
         return found
 
-    def _cheapest(self, stage: _Stage, priced: _Priced) -> tuple[bool, float]:
+    def _cheapest(self, stage: Stage, priced: _Priced) -> tuple[bool, float]:
         """Better the incumbent at the cost level; whether a plan was found, and the bound."""
         bound = priced.bound
         columns = self._plan(stage, priced, bound + 0.9 * self.options.relative_gap * abs(bound))
-        value = np.inf if columns is None else float(self._worth(stage, columns).sum())
+        value = np.inf if columns is None else float(stage.worth(columns).sum())
         return (True, bound) if self._close_enough(value, bound) else self._close(stage, priced, value)
 
     def _close_enough(self, value: float, bound: float) -> bool:
@@ -985,15 +903,15 @@ class _Search:
             return False
         return value - bound <= self.options.relative_gap * abs(value) + _TINY * max(1.0, abs(value))
 
-    def _total(self, stage: _Stage, columns: Columns, which: IntArray) -> float:
-        return float(self._worth(stage, columns.take(which)).sum())
+    def _total(self, stage: Stage, columns: Columns, which: IntArray) -> float:
+        return float(stage.worth(columns.take(which)).sum())
 
-    def _fits(self, stage: _Stage, columns: Columns, limits: FloatArray) -> bool:
-        return bool((self._usage(stage, columns).sum(axis=0) <= limits).all())
+    def _fits(self, stage: Stage, columns: Columns, limits: FloatArray) -> bool:
+        return bool((stage.usage(columns).sum(axis=0) <= limits).all())
 
     def _choose(
         self,
-        stage: _Stage,
+        stage: Stage,
         columns: Columns,
         which: IntArray,
         limits: FloatArray,
@@ -1016,7 +934,7 @@ class _Search:
         best = which[taken]
         return best, self._total(stage, columns, best), raw.bound
 
-    def _close(self, stage: _Stage, priced: _Priced, value: float) -> tuple[bool, float]:
+    def _close(self, stage: Stage, priced: _Priced, value: float) -> tuple[bool, float]:
         """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound."""
         if self.left_s() > 0 and self.servers.count <= _CLOSABLE and self.mixes:
             return self._solve_whole(stage, priced, value)
@@ -1024,7 +942,7 @@ class _Search:
             return True, self._solve_listed(stage, priced, value)
         return bool(np.isfinite(value)), priced.bound
 
-    def _solve_whole(self, stage: _Stage, priced: _Priced, value: float) -> tuple[bool, float]:
+    def _solve_whole(self, stage: Stage, priced: _Priced, value: float) -> tuple[bool, float]:
         """Solve the compact program, tightened by what pricing knows of every server."""
         everything = stage.reached is None
         reached = () if stage.reached is None else stage.reached
@@ -1036,7 +954,7 @@ class _Search:
             none = np.zeros(self.servers.count)
             full = replace(stage, largest_unserved=none)
             lower, _ = self._lower(full, priced.columns, self.has_option, priced.duals, none)
-            prices = self._prices(full, priced.duals)
+            prices = full.prices(priced.duals)
             milp = with_serving_rows(milp, formulation, self.servers, prices, lower)
         shift = formulation.objectives[index].shift
         start = formulation.point(self._plan_of(self.incumbent)) if np.isfinite(value) else None
@@ -1048,13 +966,13 @@ class _Search:
             self._adopt(formulation.read_plan(raw.x))
         return True, max(priced.bound, min(raw.bound + shift, value))
 
-    def _solve_listed(self, stage: _Stage, priced: _Priced, value: float) -> float:
+    def _solve_listed(self, stage: Stage, priced: _Priced, value: float) -> float:
         """Solve the program over all columns that a plan better than `value` can have; the bound.
 
         A plan with a column whose reduced cost is above value - bound is no better than `value`.
         """
         gap = value - priced.bound
-        columns, reduced, reach, limits = priced.columns, priced.reduced, gap, self._limits(stage)
+        columns, reduced, reach, limits = priced.columns, priced.reduced, gap, stage.limits
         within = np.flatnonzero(reduced <= gap * (1.0 + _INTEGRAL))
         if len(within) > _MOST_CLOSING_COLUMNS:
             least = np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]

@@ -460,8 +460,7 @@ class _Search:
         """Worth of each server's demand served by fractional replicas, shape (n,)."""
         ratio = np.where(self.most > 0, self.price / self.share, np.inf).min(axis=1, initial=np.inf)
         ratio = np.where(self.largest_unserved > 0, np.minimum(ratio, self.unserved_price), ratio)
-        demand = np.where(self.loaded, 1.0 - DEMAND_TOLERANCE, 0.0)
-        served = np.where(demand > 0, ratio * demand, 0.0)
+        served = np.where(self.loaded, ratio, 0.0) * (1.0 - DEMAND_TOLERANCE)
         worth: FloatArray = served + self.constant - self.bonus.sum(axis=1)
         return worth
 

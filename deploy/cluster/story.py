@@ -176,7 +176,7 @@ STORY = (
     Phase(
         "rise",
         "Load rises everywhere: replicas follow through the HPAs.",
-        {CHAT: 24.0, CODER: 14.0, DOCS: 40.0},
+        {CHAT: 27.0, CODER: 12.0, DOCS: 40.0},
         (_grows(CHAT), _grows(CODER), _grows(DOCS), _SERVED, _on_target(CHAT)),
     ),
     Phase(
@@ -194,7 +194,7 @@ STORY = (
     Phase(
         "rush",
         "The Premium model needs those H100s: it gets them, and Freemium yields.",
-        _LITTLE | {CHAT: 46.0, DOCS: 70.0},
+        _LITTLE | {CHAT: 49.0, DOCS: 70.0},
         (
             _grows(CHAT),
             _never_less(CHAT),

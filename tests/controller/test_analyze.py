@@ -150,6 +150,18 @@ def test_gateway_count_wins_over_what_the_replicas_saw() -> None:
     assert server(seen).current_alloc.load.arrival_rate_rpm == 200.0
 
 
+def test_growth_of_what_the_gateway_holds_back_is_arrivals_too() -> None:
+    """With flow control an overload queues at the gateway, and what drains there arrived before."""
+    for growth_rpm, expected in ((50.0, 110.0), (-20.0, 40.0), (-90.0, 0.0)):
+        seen = snapshot(
+            va(),
+            profiles=(law1("A100"),),
+            signals=(signal(60.0),),
+            demands=(Demand(MODEL, NAMESPACE, queued=500.0, growth_rpm=growth_rpm),),
+        )
+        assert server(seen).current_alloc.load.arrival_rate_rpm == expected
+
+
 def test_sizes_of_requests_are_remembered_and_then_default() -> None:
     demand = (Demand(MODEL, "", arrival_rpm=30.0),)
     seen = snapshot(

@@ -162,6 +162,22 @@ def test_what_is_not_a_number_is_not_there(recorded: str) -> None:
 def test_requests_that_the_gateway_holds_back(recorded: str) -> None:
     (demand,) = traffic(recorded).demands
     assert (demand.model, demand.namespace, demand.queued, demand.arrival_rpm) == (MODEL, "", 9.0, None)
+    assert demand.growth_rpm == pytest.approx(0.0)
+
+
+@needs_prometheus
+def test_growth_of_what_the_gateway_holds_back(tmp_path: Path) -> None:
+    now_s = time.time() - 1.0
+    series = f'inference_extension_flow_control_queue_size{{target_model_name="{MODEL}",priority="%d"}}'
+    history = [
+        (series % priority, now_s - 120.0 + 15.0 * step, rate * 15.0 * step)
+        for step in range(9)
+        for priority, rate in ((0, 2.0), (1, 0.5))
+    ]
+    with prometheus(tmp_path, history=history) as url:
+        (demand,) = traffic(url).demands
+    assert demand.growth_rpm == pytest.approx(150.0)
+    assert demand.queued == pytest.approx(300.0)
 
 
 @needs_prometheus

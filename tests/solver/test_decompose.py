@@ -8,6 +8,7 @@ import oracle
 import pytest
 
 from solver import backends
+from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.decompose import decompose
 from solver.formulate import formulate, program
@@ -289,3 +290,56 @@ def test_unlimited_types_have_no_value() -> None:
     worth = decompose(problem, backends.get("highs"), EXACT).value_of_gpu.cost_per_h
     assert np.isnan(worth[0])
     assert (worth[1:] == 0).all()
+
+
+def least_costs(problem: AllocationProblem, price: np.ndarray, *, grid: int, up: bool) -> np.ndarray:
+    """Least price of covering each server's demand, shape (S,), by dynamic programming on a grid of shares.
+
+    With shares rounded `up` to the grid no server costs less, rounded down none costs more.
+    """
+    count = len(problem.servers)
+    width = np.bincount(problem.option_server).max()
+    exact = grid * problem.capacity_rps / problem.arrival_rps[problem.option_server]
+    steps = (np.ceil(exact - 1e-6) if up else np.floor(exact + 1e-6)).astype(np.int64).reshape(count, width)
+    each = np.where(steps > 0, price.reshape(count, width), np.inf)
+    steps = np.maximum(steps, 1)
+    least = np.zeros((grid + 1, count))
+    for x in range(1, grid + 1):
+        before = least[np.maximum(x - steps, 0), np.arange(count)[:, None]]
+        least[x] = (before + each).min(axis=1)
+    return least[grid]
+
+
+def test_the_bound_of_a_mix_is_that_of_an_independent_recomputation() -> None:
+    """At the values of the cards that it reports, summed over servers priced by dynamic programming."""
+    problem = fleet(320, 4, mix=True, stock=2.5)
+    solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=1e-3, time_limit_s=30.0))
+    assert solved.termination is Termination.OPTIMAL
+    assert all(level.value == 0.0 for level in solved.levels[:-1])
+    worth = solved.value_of_gpu.cost_per_h
+    price = problem.cost_per_h + worth[problem.gpu_type] * problem.gpus
+    stock = float(worth @ problem.inventory.gpus)
+    low, high = (least_costs(problem, price, grid=2000, up=up).sum() - stock for up in (True, False))
+    assert low <= solved.levels[-1].value
+    assert low * (1.0 - 1e-9) <= solved.levels[-1].bound <= high * (1.0 + 1e-9)
+    assert high - low < 0.01 * low
+
+
+def test_scarcity_with_a_mix_serves_more_than_the_baseline_and_proves_it() -> None:
+    problem = fleet(400, 2, mix=True, stock=1.0)
+    solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=1e-3, time_limit_s=30.0))
+    assert violations(problem, solved.plan) == []
+    baseline = values(problem, greedy(problem))
+    assert values(problem, solved.plan) < baseline
+    service = solved.levels[:-1]
+    assert sum(level.value for level in service) < 0.8 * sum(baseline[:-1])
+    assert all(level.bound == level.value for level in service)
+
+
+def test_no_time_at_all_gives_the_plan_of_the_baseline() -> None:
+    problem = fleet(400, 2, mix=True, stock=1.0)
+    solved = decompose(problem, backends.get("highs"), SolveOptions(time_limit_s=1e-6))
+    reduced = keep(problem, np.flatnonzero(~dominated(problem)))
+    assert values(problem, solved.plan) <= values(reduced, greedy(reduced))
+    assert solved.termination is Termination.TIME_LIMIT
+    assert all(level.bound <= level.value for level in solved.levels)

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
 from solver import schema
@@ -180,6 +181,76 @@ def test_a_dominated_option_says_so() -> None:
     why = {r.accelerator: r.reason for r in answer(document).report.explanations["one"]}
     assert why["L-old"] == "dominated"
     assert why["L-new"] == "dearer"
+
+
+def test_options_ruled_out_by_the_input_say_by_what() -> None:
+    document = base()
+    one, two = document["serverData"]["servers"]
+    one.update(keepAccelerator=True)
+    one["currentAlloc"].update({"accelerator": "L", "numReplicas": 4, "cost": 120})
+    two["maxNumReplicas"] = 2
+    for server in (one, two):
+        server["currentAlloc"]["load"]["avgOutTokens"] = 100
+    document["modelData"]["models"][2].update(weightSize=90, kvBytesPerToken=1)
+    document["acceleratorData"]["accelerators"][2]["memSize"] = 80
+    response = answer(document)
+    assert {name: a.accelerator for name, a in response.allocations.items()} == {"one": "L", "two": "H"}
+    found = {
+        (server, r.accelerator): (r.reason, r.num_replicas, r.detail)
+        for server, reasons in response.report.explanations.items()
+        for r in reasons
+    }
+    assert found["one", "H"] == ("keepAccelerator", None, "the server keeps L")
+    assert found["two", "L"] == ("maxReplicas", 3, "3 replicas, at most 2 allowed")
+    reason, replicas, detail = found["two", "S"]
+    assert (reason, replicas) == ("memory", None)
+    assert detail.startswith("its memory does not hold the weights")
+    assert found["one", "S"] == found["two", "S"]
+
+
+def test_what_the_others_leave_counts_what_a_server_has_in_part() -> None:
+    document = base(saturationPolicy="PriorityExhaustive", heterogeneous=True)
+    for count, number in zip(document["capacityData"]["count"], (0, 5, 3), strict=True):
+        count["count"] = number
+    response = answer(document)
+    assert {p.accelerator: p.num_replicas for p in response.allocations["two"].parts or []} == {
+        "L": 1,
+        "S": 3,
+    }
+    assert response.report.unserved[0].detail == (
+        "its whole demand needs 2 H (0 left by the others) or 3 L (1 left by the others) "
+        "or 12 S (3 left by the others)"
+    )
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_explanations_belong_to_the_servers_they_are_of(mix: bool) -> None:
+    """An explanation is of an accelerator that the server was not given; its figures are the server's."""
+    rng = np.random.default_rng(7)
+    document = base(heterogeneous=mix, switchingPenalty=0)
+    like = document["serverData"]["servers"][1]
+    document["serverData"]["servers"] = [
+        {**like, "name": f"s{i:02d}", "currentAlloc": {"load": {"arrivalRate": float(rng.integers(1, 600))}}}
+        for i in range(30)
+    ]
+    for count in document["capacityData"]["count"]:
+        count["count"] = 40
+    response = answer(document)
+    rate = {"H": 4, "L": 2, "S": 0.5}
+    price = {"H": 100, "L": 30, "S": 20}
+    assert len(response.report.explanations) > 10
+    for server in document["serverData"]["servers"]:
+        given = response.allocations[server["name"]]
+        taken = {given.accelerator} | {part.accelerator for part in given.parts or []}
+        for why in response.report.explanations.get(server["name"], []):
+            assert why.accelerator not in taken
+            need = -(-server["currentAlloc"]["load"]["arrivalRate"] / 60 // rate[why.accelerator])
+            assert why.num_replicas == need
+            assert why.cost_cents_per_h == need * price[why.accelerator]
+            if why.reason == "dearer" and "dearer by" in why.detail:
+                more = why.cost_cents_per_h - given.cost_cents_per_h
+                assert f"dearer by {more:.6g} cents/h" in why.detail
+            assert (why.reason == "inventory") == (why.cost_cents_per_h < given.cost_cents_per_h)
 
 
 def test_explanations_can_be_left_out() -> None:

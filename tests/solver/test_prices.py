@@ -1,0 +1,81 @@
+"""Prices found by Newton steps: as good as those of the linear program, and never outside their box."""
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+
+from solver import backends
+from solver.milp import Milp, SolveOptions
+from solver.prices import Listed, ascend
+
+
+def listed(servers: int, each: int, rows: int, seed: int, *, stock: float = 0.5) -> Listed:
+    """Random columns; `stock` is the share of the mean take of all servers that there is."""
+    rng = default_rng(seed)
+    usage = rng.integers(0, 5, (servers * each, rows)).astype(float)
+    usage[::each] = 0.0  # A way out for every server, so that something always fits.
+    worth = rng.uniform(1.0, 10.0, servers * each)
+    worth[::each] = 50.0
+    limits = stock * servers * usage.mean(axis=0)
+    return Listed(np.repeat(np.arange(servers), each), worth, usage, limits, float(worth.mean()))
+
+
+def relaxed(columns: Listed) -> float:
+    """Value of the linear program over the columns: what the best prices reach, computed another way."""
+    count, rows = columns.usage.shape
+    servers = int(columns.server[-1]) + 1
+    row, column = np.nonzero(columns.usage.T)
+    starts = np.searchsorted(row, np.arange(rows))
+    milp = Milp(
+        objective=columns.worth,
+        row_start=np.r_[starts, len(row), len(row) + np.cumsum(np.bincount(columns.server))],
+        column=np.r_[column, np.arange(count)],
+        value=np.r_[columns.usage.T[row, column], np.ones(count)],
+        row_lower=np.r_[np.full(rows, -np.inf), np.ones(servers)],
+        row_upper=np.r_[columns.limits, np.ones(servers)],
+        column_lower=np.zeros(count),
+        column_upper=np.ones(count),
+        integer=np.zeros(count, dtype=bool),
+    )
+    return backends.get("highs").solve(milp, SolveOptions(relax=True)).objective
+
+
+@pytest.mark.parametrize("stock", [0.3, 0.6, 0.9])
+def test_prices_reach_the_linear_program(stock: float) -> None:
+    for seed in range(10):
+        columns = listed(200, 8, 5, seed, stock=stock)
+        best = ascend(columns, np.zeros(5), np.full(5, 1e4), 0.05, lambda: 1.0)
+        bound, reduced = columns.bound(best)
+        exact = relaxed(columns)
+        assert bound <= exact + 1e-6 * abs(exact)
+        assert bound == pytest.approx(exact, rel=1e-3), seed
+        assert reduced.min() == 0.0
+        assert (best >= 0.0).all()
+
+
+def test_prices_never_get_worse_and_stay_in_their_box() -> None:
+    columns = listed(100, 6, 4, 3)
+    good = ascend(columns, np.zeros(4), np.full(4, 1e4), 0.05, lambda: 1.0)
+    again = ascend(columns, good, np.full(4, 1e4), 0.05, lambda: 1.0)
+    assert columns.bound(again)[0] >= columns.bound(good)[0]
+    low = ascend(columns, np.zeros(4), np.full(4, 0.1), 0.05, lambda: 1.0)
+    assert low.max() <= 0.1
+    assert columns.bound(low)[0] >= columns.bound(np.zeros(4))[0]
+
+
+def test_without_time_the_prices_are_those_given() -> None:
+    columns = listed(50, 6, 4, 1)
+    given = np.array([1.0, 0.0, 2.0, 0.5])
+    assert (ascend(columns, given, np.full(4, 1e4), 0.05, lambda: 0.0) == given).all()
+
+
+def test_distance_is_the_change_of_prices_that_makes_a_column_best() -> None:
+    columns = listed(30, 5, 3, 2)
+    duals = np.array([0.4, 0.2, 0.3])
+    _, reduced = columns.bound(duals)
+    main = np.flatnonzero(reduced == 0.0)
+    distance = columns.distance(duals, reduced, main)
+    assert np.isneginf(distance[main]).all()
+    other = np.setdiff1d(np.arange(len(reduced)), main)
+    moved = np.abs(columns.usage[other] - columns.usage[main[columns.server[other]]]) @ duals
+    assert distance[other] * moved == pytest.approx(reduced[other], abs=1e-6)
