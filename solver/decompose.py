@@ -60,6 +60,9 @@ _MOST_ROUNDS = 12
 # Share of the time limit that the search for prices leaves to the search for plans.
 _TIME_FOR_PLANS = 0.25
 
+# Share of the time limit that is kept for the baseline, and for what is done with the answer.
+_TIME_AFTER = 0.1
+
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
 
@@ -148,8 +151,7 @@ def decompose(
     SolverError
         From the backend, or when a bound contradicts a plan.
     """
-    began = now()
-    end = began + options.time_limit_s
+    end = now() + (1.0 - _TIME_AFTER) * options.time_limit_s
     out = dominated(problem)
     kept = np.flatnonzero(~out)
     reduced = keep(problem, kept)
@@ -162,11 +164,9 @@ def decompose(
 
     if not kept.size or not _node_sizes_are_chains(reduced):
         return direct()
-    first = greedy(reduced)
+    first = Plan(np.zeros(len(kept), dtype=np.int64))
     if start is not None and not violations(problem, start) and not start.replicas[out].any():
-        first = min(first, Plan(start.replicas[kept]), key=lambda plan: score(reduced, plan).levels)
-    # What is left to do after the search takes about as long as this did.
-    end -= now() - began
+        first = Plan(start.replicas[kept])
     search = _Search(reduced, backend, options, left_s, first)
     if np.isnan(search.servers.least_unserved).any():
         return direct()
@@ -300,6 +300,9 @@ class _Search:
                 return _Found(plan, tuple(results), self._value(priced, None))
         if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
             return None
+        # Levels are held at what the best plan so far makes of them.
+        self._adopt(greedy(self.problem))
+        self.pool = _distinct(self.pool.joined(self.incumbent))
         found_by_level = self._by_level(defer=True) if priced is None else None
         return found_by_level or self._by_level(defer=False)
 
@@ -831,13 +834,16 @@ class _Search:
         far = (priced.reduced > good - priced.bound) & (distance > 0)
         distance[far] += distance.max(initial=0.0)
         nearest = np.argsort(distance, kind="stable")
-        which = np.sort(nearest[: _REPAIR_COLUMNS + len(chosen)])
-        repair = repaired(
-            listed.take(which), priced.reduced[which], priced.duals, np.searchsorted(which, chosen)
-        )
-        if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
-            best = which[repair]
-            value = self._total(stage, priced.columns, best)
+        for count in (_REPAIR_COLUMNS, len(nearest)):
+            which = np.sort(nearest[: count + len(chosen)])
+            repair = repaired(
+                listed.take(which), priced.reduced[which], priced.duals, np.searchsorted(which, chosen)
+            )
+            if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
+                best = which[repair]
+                value = self._total(stage, priced.columns, best)
+            if repair is not None or count >= len(nearest):
+                break
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
         # A compact program is the better last resort where it is small enough.
         compact = self.mixes and self.servers.count <= _CLOSABLE

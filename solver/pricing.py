@@ -325,13 +325,17 @@ class _States:
     replicas: IntArray  # (n, K) by position of the option in its server's search order
 
     def take(self, which: IntArray | BoolArray) -> _States:
+        return self.with_replicas(which, self.replicas[which])
+
+    def with_replicas(self, which: IntArray | BoolArray, replicas: IntArray) -> _States:
+        """Return these, with other replicas."""
         return _States(
             self.server[which],
             self.value[which],
             self.residual[which],
             self.count[which],
             self.types[which],
-            self.replicas[which],
+            replicas,
         )
 
 
@@ -521,16 +525,30 @@ class _Search:
         parent = np.repeat(np.arange(len(s)), sizes)
         number = np.arange(len(parent)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[parent]
 
-        child = states.take(parent)
         taken = number > 0
-        child.value += number * price[parent] - np.where(taken, self.bonus[s, position][parent], 0.0)
-        child.residual = child.residual - number * share[parent]
-        child.residual[child.residual <= DEMAND_TOLERANCE + _ROUNDING] = 0.0
-        child.count = child.count + number
-        child.types = child.types + taken
-        child.replicas[:, position] = number
-        self._keep_leaves(child, taken)
-        return self._still_open(child, position)
+        # What a child is worth decides whether it stays; only then are the replicas of its parent copied.
+        s = s[parent]
+        residual = states.residual[parent] - number * share[parent]
+        residual[residual <= DEMAND_TOLERANCE + _ROUNDING] = 0.0
+        child = _States(
+            server=s,
+            value=states.value[parent]
+            + number * price[parent]
+            - np.where(taken, self.bonus[s, position], 0.0),
+            residual=residual,
+            count=states.count[parent] + number,
+            types=states.types[parent] + taken,
+            replicas=states.replicas,
+        )
+
+        def grown(kept: IntArray) -> _States:
+            replicas = states.replicas[parent[kept]]
+            replicas[:, position] = number[kept]
+            return child.with_replicas(kept, replicas)
+
+        self.leaves.append(grown(self._leaves_among(child, taken)))
+        kept, bound = self._still_open(child, position)
+        return grown(kept), bound
 
     def _range(self, states: _States, position: int) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
         """Least and most replicas worth trying; bound = ground - slope x replicas until the demand is met."""
@@ -573,8 +591,8 @@ class _Search:
         short = np.where(minimum > 0, 1.0 - states.count / np.maximum(minimum, 1), 0.0)
         return np.maximum(np.maximum(states.residual, short), 0.0)
 
-    def _keep_leaves(self, child: _States, taken: BoolArray) -> None:
-        """Note the complete plans among new ones."""
+    def _leaves_among(self, child: _States, taken: BoolArray) -> IntArray:
+        """Find the complete plans among new ones that are good enough."""
         s = child.server
         unserved = self._unserved(child)
         allowed = np.where(
@@ -583,11 +601,10 @@ class _Search:
         complete = taken & allowed
         worth = child.value + self.unserved_price[s] * unserved + self.unmet_price[s] * (unserved > 0)
         np.minimum.at(self.best, s[complete], worth[complete])
-        kept = complete & (worth <= self._threshold()[s])
-        self.leaves.append(child.take(kept))
+        return np.flatnonzero(complete & (worth <= self._threshold()[s]))
 
-    def _still_open(self, child: _States, position: int) -> tuple[_States, FloatArray]:
-        """Keep the plans that can still become good enough, with their bounds."""
+    def _still_open(self, child: _States, position: int) -> tuple[IntArray, FloatArray]:
+        """Find the plans that can still become good enough, and their bounds."""
         s = child.server
         unserved = self._unserved(child)
         left = np.maximum(child.residual - DEMAND_TOLERANCE, 0.0)
@@ -601,8 +618,8 @@ class _Search:
         for_count = np.minimum(for_count, stop)
         bound = child.value + np.maximum(for_load, for_count) - self.bonus_after[s, position]
         more = (unserved > 0) & (child.types < self.most_types) & (child.count < self.maximum[s])
-        kept = more & (bound <= self._threshold()[s])
-        return child.take(kept), bound[kept]
+        kept = np.flatnonzero(more & (bound <= self._threshold()[s]))
+        return kept, bound[kept]
 
     def _result(self, most_columns: int) -> Priced:
         threshold = self._threshold()

@@ -260,12 +260,7 @@ class Fleet:
         file.write_text(yaml.safe_dump(self.values()))
         kubeconfig = self.cluster.kubeconfig(self.folder / "helm.kubeconfig")
         where = [f"--namespace={SYSTEM}", f"--kubeconfig={kubeconfig}", f"--values={file}"]
-        self.helm("upgrade", "--install", "fleetopt", str(CHART), *where)
-
-    def helm(self, *arguments: str) -> str:
-        done = subprocess.run([binary("helm"), *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"helm {arguments}: {done.stdout}{done.stderr}"
-        return done.stdout
+        run(binary("helm"), "upgrade", "--install", "fleetopt", str(CHART), *where)
 
     def container(self, deployment: str, name: str) -> dict[str, Any]:
         """A container that the chart installed."""
@@ -368,6 +363,13 @@ class Fleet:
         """Status and reason of a condition of a variant."""
         conditions = self.variant(namespace, name).get("status", {}).get("conditions", ())
         return next((f"{c['status']} {c['reason']}" for c in conditions if c["type"] == kind), "")
+
+
+def run(*command: str) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def get(url: str) -> str:

@@ -28,9 +28,11 @@ from e2e_tools import (
     Controller,
     Fleet,
     deployment,
+    run,
     variant_2025,
     variant_2026,
 )
+from processes import binary
 
 pytestmark = [
     pytest.mark.e2e,
@@ -49,8 +51,7 @@ def hpa_scales_an_object_of_2025_out_and_in(fleet: Fleet) -> None:
 
     fleet.load("hpa", MODEL_2025, 16.0, output_tokens=20)
     fleet.until(lambda: fleet.numbers("hpa", "vllm").are(3), "three replicas for more", "hpa")
-    assert fleet.condition("hpa", "vllm", "OptimizationReady") == "True OptimizationSucceeded"
-
+    assert fleet.condition("hpa", "vllm", "TargetResolved") == "True TargetFound"
     (owner,) = fleet.variant("hpa", "vllm")["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"]) == ("Deployment", "vllm")
 
@@ -77,11 +78,18 @@ def controller_scales_an_object_of_2026_to_zero_and_back(fleet: Fleet) -> None:
     fleet.load("zero", PREMIUM, 0.0)
     fleet.until(lambda: numbers(0), "none without traffic, once more", "zero")
     # A gateway that has no such metric asks.
+    deployments = "/apis/apps/v1/namespaces/zero/deployments"
+    since = fleet.cluster.get(deployments)["metadata"]["resourceVersion"]
     wake = f"/wake?namespace=zero&model={PREMIUM}"
     assert fleet.controller.ask(wake, "", "POST")[0] == 401
     assert fleet.controller.ask(wake, fleet.reader, "POST")[0] == 403
     assert fleet.controller.ask(wake, fleet.waker, "POST")[0] == 202
-    fleet.until(lambda: fleet.deployment("zero", "llama-decode")["spec"]["replicas"] == 1, "awake", "zero")
+    # Nobody comes, so it goes again soon.
+    fleet.until(
+        lambda: any(d["spec"]["replicas"] == 1 for d in fleet.cluster.changes(deployments, since)),
+        "one replica for whoever is about to come",
+        "zero",
+    )
 
 
 def two_variants_share_a_load_that_one_type_cannot_carry(fleet: Fleet) -> None:
@@ -116,9 +124,16 @@ def lower_class_yields_when_gpus_are_short(fleet: Fleet) -> None:
 
     fleet.until(lambda: shared(1, 3), "all four GPUs in use", "gold", "lead")
     fleet.load("gold", PREMIUM, 25.0)
-    fleet.until(lambda: shared(3, 1), "the better class has what it needs", "gold", "lead")
-    assert fleet.condition("gold", "vllm", "OptimizationReady") == "True OptimizationSucceeded"
-    assert fleet.condition("lead", "vllm", "OptimizationReady") == "True DemandUnserved"
+    fleet.until(
+        lambda: (
+            shared(3, 1)
+            and fleet.condition("gold", "vllm", "OptimizationReady") == "True OptimizationSucceeded"
+            and fleet.condition("lead", "vllm", "OptimizationReady") == "True DemandUnserved"
+        ),
+        "the better class has what it needs, and the lower one says what it lacks",
+        "gold",
+        "lead",
+    )
     fleet.load("gold", PREMIUM, 5.0)
     fleet.until(lambda: shared(1, 3), "the lower class has them back", "gold", "lead")
     for namespace, model in (("gold", PREMIUM), ("lead", FREEMIUM)):
@@ -137,8 +152,14 @@ def gpus_that_another_team_takes_are_not_planned_with(fleet: Fleet) -> None:
         "training",
     )
     fleet.load("ours", PREMIUM, 35.0)
-    fleet.until(lambda: fleet.numbers("ours", "vllm").are(2), "what they leave", "ours")
-    assert fleet.condition("ours", "vllm", "OptimizationReady") == "True DemandUnserved"
+    fleet.until(
+        lambda: (
+            fleet.numbers("ours", "vllm").are(2)
+            and fleet.condition("ours", "vllm", "OptimizationReady") == "True DemandUnserved"
+        ),
+        "what they leave, and the rest unserved",
+        "ours",
+    )
     fleet.cluster.delete(fleet.cluster.path(theirs))
     fleet.until(lambda: fleet.numbers("ours", "vllm").are(4), "what is needed, once they are gone", "ours")
     fleet.load("ours", PREMIUM, 0.0)
@@ -151,8 +172,6 @@ SCENARIOS = (
     lower_class_yields_when_gpus_are_short,
     gpus_that_another_team_takes_are_not_planned_with,
 )
-
-
 Scenarios = dict[Callable[[Fleet], None], Future[None]]
 
 
@@ -249,8 +268,9 @@ VALUES: dict[str, list[str]] = {
 @pytest.mark.parametrize("values", VALUES)
 def test_api_server_takes_what_the_chart_renders(fleet: Fleet, values: str) -> None:
     """Beside the values that the fleet is installed with, which have every optional object."""
-    fleet.helm("lint", "--strict", str(CHART), *VALUES[values])
-    rendered = fleet.helm("template", "other", str(CHART), f"--namespace={SYSTEM}", *VALUES[values])
+    run(binary("helm"), "lint", "--strict", str(CHART), *VALUES[values])
+    where = f"--namespace={SYSTEM}"
+    rendered = run(binary("helm"), "template", "other", str(CHART), where, *VALUES[values])
     documents = [document for document in yaml.safe_load_all(rendered) if document]
     assert documents
     for document in documents:

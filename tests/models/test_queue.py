@@ -221,6 +221,29 @@ def test_extremes_stay_finite_and_conserve():
         assert np.all(state.wait_tail(percentile) <= (1 - share) * (1 + 1e-6))
 
 
+@pytest.mark.parametrize("load", [0.02, 0.3, 0.5, 0.9])
+def test_a_wide_server_whose_likeliest_state_is_far_from_both_ends(load):
+    """Weights exceed those of the first and the last state by up to exp(2000), and nobody is lost."""
+    size = 5_000
+    state = solve(np.ones(size), 0, load * size)
+    assert state.loss_probability[0] < 1e-9
+    assert state.occupancy[0] == pytest.approx(load * size, rel=1e-9)
+    assert state.service_s[0] == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 20, 300])
+def test_at_a_low_rate_the_first_states_are_all(size):
+    queue = build([1.0 + 0.05 * np.arange(size)], [7])
+    rate = np.array([1e-3])
+    first, whole = queue.first_states(32).solve(rate), queue.solve(rate)
+    for name, value in vars(whole).items():
+        assert vars(first)[name] == pytest.approx(value, rel=1e-13), name
+    # It does leave states out: at a high rate the figures differ.
+    high = np.array([0.9 * queue.full_rate_rps[0]])
+    same = queue.first_states(32).solve(high).occupancy == pytest.approx(queue.solve(high).occupancy)
+    assert same == (size <= 32)
+
+
 @pytest.mark.parametrize("max_queue", [1, 10, 50_000])
 def test_no_jump_at_full_load(max_queue):
     service_s = 0.02 + 0.0004 * np.arange(1, 257)
