@@ -9,6 +9,8 @@ import json
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client, config
@@ -36,7 +38,7 @@ _ELECTION_CONFIG: Any = electionconfig.Config
 
 _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
-_NOT_FOUND, _CONFLICT = 404, 409
+_FORBIDDEN, _NOT_FOUND, _CONFLICT = 403, 404, 409
 
 # Bulky parts of pods, nodes and Deployments that no pass looks at.
 _UNREAD = frozenset(
@@ -159,7 +161,7 @@ class Kubernetes:
         Raises
         ------
         ClusterError
-            When anything but the nodes cannot be read.
+            When anything but the nodes cannot be read, or the pods where the role does not grant them.
         """
         variants = self.variants()
         deployments = {
@@ -178,11 +180,13 @@ class Kubernetes:
             )
             if found is not None:
                 targets[key] = found
+        pods = self._pods()
         return View(
             variants=variants,
             targets=targets,
-            pods=self._pods(),
-            nodes=self._nodes(),
+            pods=pods or (),
+            # Who holds the GPUs of a node is as needful as the node.
+            nodes=None if pods is None else self._nodes(),
             config_maps=self._config_maps(),
         )
 
@@ -247,12 +251,18 @@ class Kubernetes:
                     plurals[target.api_version, resource.kind] = resource.name
         return plurals.get((target.api_version, target.kind), target.kind.lower())
 
-    def _pods(self) -> Sequence[Mapping[str, Any]]:
+    def _pods(self) -> Sequence[Mapping[str, Any]] | None:
+        """List all pods; None where the role does not grant it, as that of the first managers."""
         with _as_cluster_error("list pods"):
-            # Version 0: the server answers from its memory, which is what a list of this size should cost.
-            answer = self._core.list_pod_for_all_namespaces(
-                resource_version="0", _preload_content=False, _request_timeout=_TIMEOUT_S
-            )
+            try:
+                # Version 0: the server answers from its memory, as it should for a list of this size.
+                answer = self._core.list_pod_for_all_namespaces(
+                    resource_version="0", _preload_content=False, _request_timeout=_TIMEOUT_S
+                )
+            except ApiException as error:
+                if error.status == _FORBIDDEN:
+                    return None
+                raise
             return _items(answer)
 
     def _nodes(self) -> Sequence[Mapping[str, Any]] | None:
@@ -413,7 +423,12 @@ def watch_changes(kubernetes: Kubernetes, changed: Callable[[], None], stop: thr
     def data(thing: Any) -> object:
         return json.dumps(thing.get("data"), sort_keys=True)
 
-    variants = (custom.list_cluster_custom_object, (GROUP, VERSION, PLURAL), generation)
+    variants: tuple[Callable[..., Any], tuple[str, ...], Callable[[Any], object]]
+    if kubernetes.watch_namespace:
+        place = (GROUP, VERSION, kubernetes.watch_namespace, PLURAL)
+        variants = (custom.list_namespaced_custom_object, place, generation)
+    else:
+        variants = (custom.list_cluster_custom_object, (GROUP, VERSION, PLURAL), generation)
     config_maps = (core.list_namespaced_config_map, (kubernetes.system_namespace,), data)
     for watched in (variants, config_maps):
         threading.Thread(target=follow, args=watched, daemon=True).start()
@@ -423,12 +438,22 @@ def watch_changes(kubernetes: Kubernetes, changed: Callable[[], None], stop: thr
 
 
 class _PatientLock:
-    """A lease whose holder survives an API server that is away for less than the deadline."""
+    """A lease whose holder survives an API server that is away for less than the deadline.
 
-    def __init__(self, api: client.ApiClient, name: str, namespace: str, identity: str) -> None:
+    A request that hangs must not outlast the lease: its holder would go on while another one leads.
+    """
+
+    def __init__(
+        self, api: client.ApiClient, name: str, namespace: str, identity: str, timeout_s: float
+    ) -> None:
         self.name, self.namespace, self.identity = name, namespace, identity
         self._lease = _LEASE_LOCK(name, namespace, identity)
-        self._lease.api_instance = client.CoordinationV1Api(api)
+        leases = client.CoordinationV1Api(api)
+        # The package's lock sets no time limit of its own.
+        calls = ("read_namespaced_lease", "create_namespaced_lease", "replace_namespaced_lease")
+        self._lease.api_instance = SimpleNamespace(
+            **{call: partial(getattr(leases, call), _request_timeout=timeout_s) for call in calls}
+        )
 
     def get(self, name: str, namespace: str) -> Any:
         """Whether the lease could be read, and its record or the error."""
@@ -479,7 +504,7 @@ def lead(
         How long a lease counts, how long its holder tries to renew it, and the pause between tries.
     """
     rules = _ELECTION_CONFIG(
-        _PatientLock(api, name, namespace, identity),
+        _PatientLock(api, name, namespace, identity, renew_s / 2),
         lease_duration=lease_s,
         renew_deadline=renew_s,
         retry_period=retry_s,

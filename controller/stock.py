@@ -37,7 +37,7 @@ def read_stock(snapshot: Snapshot, now_s: float) -> tuple[Stock | None, Conditio
             "InventoryKnown",
             False,
             "NodesUnreadable",
-            "nodes cannot be read: GPUs are taken as unlimited until they can",
+            "nodes or pods cannot be read: GPUs are taken as unlimited until they can",
         )
     pinned = {workload.pinned_device for workload in snapshot.workloads.values()} - {""}
     wanted = sorted({entry.device for entry in configuration.accelerators} | pinned)
@@ -51,7 +51,7 @@ def read_stock(snapshot: Snapshot, now_s: float) -> tuple[Stock | None, Conditio
             "InventoryKnown",
             False,
             "NodesUnreadable",
-            "nodes cannot be read: the last count of their GPUs holds",
+            "nodes or pods cannot be read: the last count of their GPUs holds",
         )
     strange = sorted({node.device for node in inventory.nodes} - joined.keys())
     if strange:

@@ -354,11 +354,13 @@ def test_anything_with_a_scale_subresource_is_a_target(
 
 
 @in_namespace("old")
-def test_nodes_that_the_role_does_not_grant(controller: Controller, admin: Admin) -> None:
+@pytest.mark.parametrize("granted", ["pods", "nodes"])
+def test_gpus_that_the_role_does_not_grant_to_read(
+    controller: Controller, admin: Admin, granted: str
+) -> None:
     role = next(d for d in documents("rbac.yaml") if d["kind"] == "ClusterRole")
     without = [rule for rule in role["rules"] if "nodes" not in rule["resources"]]
-    pods = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
-    admin.apply(role | {"rules": [*without, pods]})
+    admin.apply(role | {"rules": [*without, {"apiGroups": [""], "resources": [granted], "verbs": ["list"]}]})
     try:
         wait_until(lambda: controller.kubernetes.read().nodes is None)
         controller.step()
