@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 _MOST_ROUNDS = 12
 
 # Share of the time limit that the search for prices leaves to the search for plans.
-_TIME_FOR_PLANS = 0.25
+_TIME_FOR_PLANS = 0.15
 
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
-_TIME_AFTER = 0.1
+_TIME_AFTER = 0.15
 
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
@@ -165,9 +165,13 @@ def decompose(
     if not kept.size or not _node_sizes_are_chains(reduced):
         return direct()
     first = Plan(np.zeros(len(kept), dtype=np.int64))
-    if start is not None and not violations(problem, start) and not start.replicas[out].any():
-        first = Plan(start.replicas[kept])
-    search = _Search(reduced, backend, options, left_s, first)
+    if start is not None and not violations(problem, start):
+        first = _with_kept(problem, kept, start)
+
+    def baseline() -> Plan:
+        return _with_kept(problem, kept, greedy(problem))
+
+    search = _Search(reduced, backend, options, left_s, first, baseline)
     if np.isnan(search.servers.least_unserved).any():
         return direct()
     found = search.run()
@@ -178,6 +182,24 @@ def decompose(
     return Solved(
         Plan(replicas), found.levels, out, found.value_of_gpu, search.solver, search.version, program=None
     )
+
+
+def _with_kept(problem: AllocationProblem, kept: IntArray, plan: Plan) -> Plan:
+    """Return `plan` over the kept options: where it uses a dominated one, the one that replaces it."""
+    replicas = plan.replicas.copy()
+    for j in np.setdiff1d(np.flatnonzero(replicas), kept):
+        mine = kept[slice(*np.searchsorted(problem.option_server[kept], problem.option_server[j] + [0, 1]))]
+        same = problem.option_accelerator[mine] == problem.option_accelerator[j]
+        better = (
+            (problem.gpu_type[mine] == problem.gpu_type[j])
+            & (problem.capacity_rps[mine] >= problem.capacity_rps[j])
+            & (problem.gpus[mine] <= problem.gpus[j])
+            & (problem.cost_per_h[mine] <= problem.cost_per_h[j])
+            & (same | ~problem.option_is_current[j])
+        )
+        replicas[mine[better][0]] += replicas[j]
+        replicas[j] = 0
+    return Plan(replicas[kept])
 
 
 def _node_sizes_are_chains(problem: AllocationProblem) -> bool:
@@ -247,6 +269,7 @@ class _Search:
     options: SolveOptions
     left_s: Callable[[], float]
     start: Plan
+    baseline: Callable[[], Plan]
     solver: str = ""
     version: str = ""
     pool: Columns = field(init=False)
@@ -286,22 +309,20 @@ class _Search:
         self.incumbent = self._columns_of(self.start)
         self.pool = _distinct(self.pool.joined(self.incumbent))
         best = self.servers.least_unserved
-        stage = self._cost_stage((), best, None)
+        floors = tuple(self._floor(level) for level in self.levels[:-1])
+        stage = self._cost_stage((), best, floors if best.any() else None)
         priced = self._converge(stage)
         if priced is not None and (priced.short <= _HOLD_TOLERANCE or self.left_s() <= 0):
             found, bound = self._cheapest(stage, priced)
             if found:
                 plan = self._plan_of(self.incumbent)
-                results = [
-                    self._result(index, plan, self._floor(level))
-                    for index, level in enumerate(self.levels[:-1])
-                ]
+                results = [self._result(index, plan, floor) for index, floor in enumerate(floors)]
                 results.append(self._cost_level(plan, bound))
                 return _Found(plan, tuple(results), self._value(priced, None))
         if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
             return None
         # Levels are held at what the best plan so far makes of them.
-        self._adopt(greedy(self.problem))
+        self._adopt(self.baseline())
         self.pool = _distinct(self.pool.joined(self.incumbent))
         found_by_level = self._by_level(defer=True) if priced is None else None
         return found_by_level or self._by_level(defer=False)
@@ -407,12 +428,19 @@ class _Search:
             self.servers, self.coupling, zero, zero, 1.0, held, largest, self.has_option, tuple(reached)
         )
         priced = self._converge(stage) if self.left_s() > 0 else None
-        found, bound = (False, 0.0) if priced is None else self._cheapest(stage, priced)
+        found, bound = (False, self._alone_per_h(stage)) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
             return None
         plan = self._plan_of(self.incumbent)
         results = [self._result(index, plan, proven) for index, proven in enumerate(bounds)]
         return _Found(plan, (*results, self._cost_level(plan, bound)), self._value(priced, first_short))
+
+    def _alone_per_h(self, stage: Stage) -> float:
+        """Sum of the servers' least costs, each with all the cards: the bound without any prices."""
+        columns, free = stage.allowed(self.pool), np.zeros(len(stage.limits))
+        lower, _ = self._lower(stage, columns, stage.active, free, np.zeros(self.servers.count))
+        bound = _lagrangian(lower[stage.active], free, stage.limits)
+        return bound if np.isfinite(bound) else 0.0
 
     @cached_property
     def _most_cost_per_h(self) -> FloatArray:
@@ -837,7 +865,11 @@ class _Search:
         for count in (_REPAIR_COLUMNS, len(nearest)):
             which = np.sort(nearest[: count + len(chosen)])
             repair = repaired(
-                listed.take(which), priced.reduced[which], priced.duals, np.searchsorted(which, chosen)
+                listed.take(which),
+                priced.reduced[which],
+                priced.duals,
+                np.searchsorted(which, chosen),
+                self.left_s,
             )
             if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
                 best = which[repair]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from solver.milp import FloatArray, IntArray
     from solver.prices import Listed
 
@@ -17,7 +19,13 @@ _MOST_CHANGES = 300
 _TINY = 1e-9
 
 
-def repaired(listed: Listed, reduced: FloatArray, duals: FloatArray, chosen: IntArray) -> IntArray | None:
+def repaired(
+    listed: Listed,
+    reduced: FloatArray,
+    duals: FloatArray,
+    chosen: IntArray,
+    left_s: Callable[[], float],
+) -> IntArray | None:
     """Choose one column of each server that together keep the limits.
 
     First the changes that cost least for the excess that they take away, then those that save most.
@@ -31,11 +39,14 @@ def repaired(listed: Listed, reduced: FloatArray, duals: FloatArray, chosen: Int
         Prices of the rows: what an excess is worth.
     chosen : (n,) int
         One column of each server.
+    left_s : callable
+        Seconds that are left.
 
     Returns
     -------
     (n,) int or None
-        Columns in the order of the servers; None where no change takes away more of the excess.
+        Columns in the order of the servers; None where no change, or no time, was left to take away more of
+        the excess.
     """
     of_server = np.zeros(int(listed.server[-1]) + 1, dtype=np.int64)
     of_server[listed.server[chosen]] = chosen
@@ -54,7 +65,7 @@ def repaired(listed: Listed, reduced: FloatArray, duals: FloatArray, chosen: Int
             saved = listed.worth[now] - listed.worth
             rating = np.where((after <= 0).all(axis=1) & (saved > _TINY * listed.scale), saved, 0.0)
         best = int(rating.argmax())
-        if rating[best] <= 0:
+        if rating[best] <= 0 or left_s() <= 0:
             break
         excess = after[best]
         of_server[listed.server[best]] = best

@@ -2,6 +2,7 @@ import urllib.request
 
 import pytest
 from fake_vllm import Engine, FakeServing
+from processes import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 ENGINE = Engine(alpha_ms=6.9, beta_ms=0.042, max_batch=64, gamma_ms=5.2, delta_ms=0.02)
@@ -136,5 +137,4 @@ def test_the_simulation_keeps_up_with_a_clock_that_jumps_ahead():
     last_s = 30.0
     with FakeServing(clock=lambda: next(times_s, last_s)) as serving:
         serving.set_rate(*PLACE, 10.0)
-        while serving.totals(*PLACE).arrived < 290:
-            pass
+        wait_until(lambda: serving.totals(*PLACE).arrived >= 290, "30 s have passed")

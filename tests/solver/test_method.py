@@ -59,5 +59,3 @@ def test_what_does_not_fit_is_not_added() -> None:
     answer = completed(problem, empty)
     assert violations(problem, answer.plan) == []
     assert answer.plan.replicas.tolist() == [0, 0, 3, 0]
-
-

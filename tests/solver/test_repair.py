@@ -17,7 +17,7 @@ def two_ways(limits: list[float]) -> Listed:
 
 def repair(listed: Listed, duals: list[float]) -> np.ndarray | None:
     prices = np.array(duals)
-    return repaired(listed, listed.bound(prices)[1], prices, np.array([0, 3, 6]))
+    return repaired(listed, listed.bound(prices)[1], prices, np.array([0, 3, 6]), lambda: 1.0)
 
 
 def test_the_servers_that_it_takes_least_to_change_are_changed() -> None:
@@ -30,7 +30,7 @@ def test_the_servers_that_it_takes_least_to_change_are_changed() -> None:
 
 def test_a_choice_that_fits_is_kept_or_bettered() -> None:
     listed = two_ways([9.0, 9.0])
-    found = repaired(listed, listed.bound(np.zeros(2))[1], np.zeros(2), np.array([1, 4, 8]))
+    found = repaired(listed, listed.bound(np.zeros(2))[1], np.zeros(2), np.array([1, 4, 8]), lambda: 1.0)
     assert found is not None
     assert (found % 3 == 0).all()
 
@@ -40,7 +40,7 @@ def test_nothing_is_claimed_where_nothing_fits() -> None:
     without_empty = listed.take(np.array([0, 1, 3, 4, 6, 7]))
     prices = np.array([0.1, 0.1])
     reduced = without_empty.bound(prices)[1]
-    assert repaired(without_empty, reduced, prices, np.array([0, 2, 4])) is None
+    assert repaired(without_empty, reduced, prices, np.array([0, 2, 4]), lambda: 1.0) is None
     assert repair(listed, [0.1, 0.1]) is not None
 
 
@@ -53,7 +53,7 @@ def test_what_comes_back_always_keeps_the_limits() -> None:
             np.repeat(np.arange(4), 3), rng.uniform(1, 5, 12), usage, rng.integers(2, 9, 2).astype(float), 3.0
         )
         prices = rng.uniform(0, 1, 2)
-        answer = repaired(listed, listed.bound(prices)[1], prices, np.array([0, 3, 6, 9]))
+        answer = repaired(listed, listed.bound(prices)[1], prices, np.array([0, 3, 6, 9]), lambda: 1.0)
         every = [
             np.array(choice)
             for choice in itertools.product(*(range(3 * s, 3 * s + 3) for s in range(4)))
