@@ -186,27 +186,37 @@ def queries(window: str) -> dict[str, str]:
     was in flight there went away without being served.
     """
 
-    def mean_of(name: str) -> str:
-        return f"sum {_BY} (rate({name}_sum[{window}])) / sum {_BY} (rate({name}_count[{window}]))"
+    def total(function: str, name: str) -> str:
+        return f"sum {_BY} ({_either(f'{function}({{}}[{window}])', name)})"
 
-    running, waiting = "vllm:num_requests_running", "vllm:num_requests_waiting"
-    completed = "vllm:request_success_total"
+    def mean_of(name: str) -> str:
+        return f"{total('rate', f'{name}_sum')} / {total('rate', f'{name}_count')}"
+
+    running, waiting, completed = "num_requests_running", "num_requests_waiting", "request_success_total"
     return {
-        "completed_rpm": f"sum {_BY} (rate({completed}[{window}])) * 60",
+        "completed_rpm": f"{total('rate', completed)} * 60",
         "growth_rpm": (
-            f"(sum {_BY} (deriv({running}[{window}])) + sum {_BY} (deriv({waiting}[{window}]))) * 60 "
-            f"unless sum {_BY} (resets({completed}[{window}])) > 0"
+            f"({total('deriv', running)} + {total('deriv', waiting)}) * 60 "
+            f"unless {total('resets', completed)} > 0"
         ),
-        "in_flight": f"sum {_BY} ({running}) + sum {_BY} ({waiting})",
-        "input_tokens": mean_of("vllm:request_prompt_tokens"),
-        "output_tokens": mean_of("vllm:request_generation_tokens"),
-        "ttft_ms": f"({mean_of('vllm:time_to_first_token_seconds')}) * 1000",
+        "in_flight": f"sum {_BY} ({_either('{}', running)}) + sum {_BY} ({_either('{}', waiting)})",
+        "input_tokens": mean_of("request_prompt_tokens"),
+        "output_tokens": mean_of("request_generation_tokens"),
+        "ttft_ms": f"({mean_of('time_to_first_token_seconds')}) * 1000",
         "itl_ms": (
-            f"(({mean_of('vllm:inter_token_latency_seconds')}) "
-            f"or ({mean_of('vllm:time_per_output_token_seconds')})) * 1000"
+            f"(({mean_of('inter_token_latency_seconds')}) "
+            f"or ({mean_of('time_per_output_token_seconds')})) * 1000"
         ),
-        "age_s": f"time() - max {_BY} (timestamp({running}))",
+        "age_s": f"time() - max {_BY} ({_either('timestamp({})', running)})",
     }
+
+
+def _either(form: str, name: str) -> str:
+    """PromQL of one of vLLM's series, whose colon its client library may have made an underscore.
+
+    It does where the scraper asks for OpenMetrics: https://github.com/prometheus/client_python/issues/1177.
+    """
+    return f"{form.format(f'vllm:{name}')} or {form.format(f'vllm_{name}')}"
 
 
 def queue_promql(window: str) -> str:
@@ -247,7 +257,7 @@ def lengths_promql(what: str, models: Iterable[str], window: str) -> str:
     window : str
         PromQL duration.
     """
-    series = f'{{__name__=~"vllm:request_{what}_tokens_(bucket|sum)",model_name=~"{_any_of(models)}"}}'
+    series = f'{{__name__=~"vllm[:_]request_{what}_tokens_(bucket|sum)",model_name=~"{_any_of(models)}"}}'
     return f"sum by (model_name, namespace, le) (increase({series}[{window}]))"
 
 

@@ -38,7 +38,10 @@ LABELS = f'model_name="{MODEL}",namespace="{NAMESPACE}"'
 def overload(
     pod: str, now_s: float, *, arrivals: float, served: float, old_names: bool = False
 ) -> list[Sample]:
-    """Ten minutes of a replica that gets `arrivals` and serves `served` requests/s: its queue grows."""
+    """Ten minutes of a replica that gets `arrivals` and serves `served` requests/s: its queue grows.
+
+    Where Prometheus asks for OpenMetrics, newer versions of vLLM write an underscore for their colon.
+    """
     itl = "vllm:time_per_output_token_seconds" if old_names else "vllm:inter_token_latency_seconds"
     labels = f'{LABELS},pod="{pod}"'
     found: list[Sample] = []
@@ -60,7 +63,8 @@ def overload(
             f"{itl}_sum{{{labels}}}": 0.024 * 250 * done,
             f"{itl}_count{{{labels}}}": 250 * done,
         }
-        found += [(series, at_s, value) for series, value in values.items()]
+        prefix = "vllm:" if old_names else "vllm_"
+        found += [(series.replace("vllm:", prefix), at_s, value) for series, value in values.items()]
     return found
 
 

@@ -89,8 +89,9 @@ def test_little_s_law_holds_below_capacity():
 def test_counters_of_a_new_pod_begin_at_0_and_vanish_with_it():
     with FakeServing(clock=None) as serving:
         serving.set_pods(*PLACE, {"a": ENGINE})
-        serving.set_rate(*PLACE, 20.0, **TOKENS)
+        serving.set_rate(*PLACE, 50.0, **TOKENS)
         serving.advance(30)
+        assert serving.totals(*PLACE).waiting > 0
         assert page(serving)["vllm:request_success_total", "a"] > 0
         serving.set_pods(*PLACE, {"b": ENGINE})
         found = page(serving)

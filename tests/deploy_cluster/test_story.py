@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from demo import VARIANTS, read_demo
 from rich.console import Console
-from story import CHAT, CODER, DOCS, STORY, Seen, Story, VariantSeen
+from story import CHAT, CODER, DOCS, STORY, Seen, Story, VariantSeen, is_settled
 from table import screen, summary
 
 # Replicas of chat-h100, coder-mi300x, docs-a100, docs-h100 at the end of each phase.
@@ -115,7 +115,9 @@ def test_a_phase_waits_until_the_load_is_known_and_pods_are_ready():
         ({"arrival_rps": 1.3 * rates[CHAT]}, {"ready": 0}, {"current": 2}, {"desired": None}), start=2
     ):
         other = {**at_rest.variants, "chat-h100": dataclasses.replace(variant, **change)}
-        story.look(dataclasses.replace(at_rest, variants=other), 10.0 * now_s)
+        unsettled = dataclasses.replace(at_rest, variants=other)
+        assert not is_settled(unsettled, rates)
+        story.look(unsettled, 10.0 * now_s)
         assert story.phase is STORY[0]
     story.look(at_rest, 99.0)
     assert story.phase is STORY[1]
