@@ -10,6 +10,7 @@ A server that is absent from an answer keeps what it runs, and so does every var
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +29,16 @@ from controller.crd import (
 from controller.errors import ClusterError
 from controller.options import option_of
 from controller.settings import parse_duration
-from controller.stability import Limits, Memory, Recommendation, remembered, steadied
+from controller.stability import (
+    Limits,
+    Memory,
+    Recommendation,
+    Steadied,
+    Surplus,
+    released,
+    remembered,
+    steadied,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +48,7 @@ if TYPE_CHECKING:
     from controller.crd import Variant, VariantKey
     from controller.settings import Settings
     from controller.snapshot import Snapshot, Workload
-    from solver.schema import Allocation, Response, Unserved
+    from solver.schema import Response, Unserved
 
 
 @dataclass(frozen=True)
@@ -125,8 +135,7 @@ def plan(analysis: Analysis, response: Response | None, snapshot: Snapshot, now_
     if response is not None:
         check_answer(analysis, response)
     held = dict(analysis.holds)
-    decisions: dict[VariantKey, Decision] = {}
-    recommended: dict[VariantKey, tuple[Recommendation, ...]] = {}
+    steps: list[_Step] = []
     unserved = {entry.server: entry for entry in response.report.unserved} if response else {}
     for group in analysis.groups:
         allocation = response.allocations.get(group.server) if response else None
@@ -135,12 +144,13 @@ def plan(analysis: Analysis, response: Response | None, snapshot: Snapshot, now_
         if isinstance(shares, Hold):
             held |= dict.fromkeys((variant.key for variant in group.variants), shares)
             continue
-        for variant in group.variants:
-            history, decision = _decision(
-                variant, group, shares, shortage, analysis, snapshot, allocation, now_s
-            )
-            recommended[variant.key] = history
-            decisions[variant.key] = decision
+        remedy = remedy_of(group, allocation, shortage) if shortage is not None else []
+        steps += [
+            _step(variant, group, shares[variant.key], shortage, remedy, analysis, snapshot, now_s)
+            for variant in group.variants
+        ]
+    decisions = {step.variant.key: _decision(step, analysis, snapshot) for step in _eased(steps, analysis)}
+    recommended = {step.variant.key: step.history for step in steps}
     for variant in snapshot.variants:
         if variant.key in held:
             before = analysis.memory.recommended.get(variant.key)
@@ -178,52 +188,105 @@ def hold_all(snapshot: Snapshot, memory: Memory, hold: Hold) -> Plan:
     return Plan(decisions, memory)
 
 
-def _decision(
+@dataclass(frozen=True)
+class _Step:
+    """What was found for a variant, before it is put into words.
+
+    `wanted` is what the optimizer said, `steady` what the limits of stability make of it.
+    """
+
+    variant: Variant
+    group: Group
+    workload: Workload
+    share: Share
+    wanted: int
+    steady: Steadied
+    history: tuple[Recommendation, ...]
+    shortage: Unserved | None
+    remedy: Sequence[str]
+
+
+def _step(
     variant: Variant,
     group: Group,
-    shares: Mapping[VariantKey, Share],
+    share: Share,
     shortage: Unserved | None,
+    remedy: Sequence[str],
     analysis: Analysis,
     snapshot: Snapshot,
-    allocation: Allocation | None,
     now_s: float,
-) -> tuple[tuple[Recommendation, ...], Decision]:
+) -> _Step:
     workload = snapshot.workloads[variant.key]
-    settings = snapshot.configuration.settings
-    share = shares[variant.key]
     wanted = max(share.replicas, variant.min_replicas or 0)
-    limits = _limits(variant, settings)
+    limits = _limits(variant, snapshot.configuration.settings)
     before = analysis.memory.recommended.get(variant.key, ())
     history = remembered(before, workload.replicas, wanted, now_s, limits.window_s)
     steady = steadied(workload.replicas, history, limits)
-    accelerator = share.option.accelerator if share.option else analysis.accelerators.get(variant.key, "")
+    return _Step(variant, group, workload, share, wanted, steady, history, shortage, remedy)
 
-    words = [f"{wanted} replicas for {group.load.arrival_rpm:.1f} requests/min of {variant.model_id}"]
+
+def _eased(steps: Sequence[_Step], analysis: Analysis) -> list[_Step]:
+    """Let go of what only the limits keep where others are to grow on GPUs that are not there."""
+    system = analysis.system
+    if system is None or system.optimizer_data.optimizer.unlimited:
+        return list(steps)
+    there = {entry.type: entry.count for entry in system.capacity_data.count}
+    taken: Counter[str] = Counter()
+    growing: Counter[str] = Counter()
+    surplus: list[Surplus] = []
+    for step in steps:
+        if step.share.option is None:
+            continue
+        device, cards = step.share.option.device, step.share.option.profile.acc_count
+        replicas = step.steady.replicas
+        taken[device] += cards * replicas
+        growing[device] += cards * max(replicas - step.workload.replicas, 0)
+        if replicas > step.wanted:
+            priority = step.group.service_class.priority
+            surplus.append(Surplus(step.variant.key, priority, device, cards, replicas - step.wanted))
+    short = {device: min(growing[device], taken[device] - there.get(device, 0)) for device in taken}
+    given = released(surplus, short)
+    return [replace(step, steady=_less(step, given.get(step.variant.key, 0))) for step in steps]
+
+
+def _less(step: _Step, replicas: int) -> Steadied:
+    if not replicas:
+        return step.steady
+    return Steadied(
+        step.steady.replicas - replicas, f"{step.wanted} wanted, and others need the GPUs of {replicas}"
+    )
+
+
+def _decision(step: _Step, analysis: Analysis, snapshot: Snapshot) -> Decision:
+    variant, group, workload, steady = step.variant, step.group, step.workload, step.steady
+    option = step.share.option
+    accelerator = option.accelerator if option else analysis.accelerators.get(variant.key, "")
+
+    words = [f"{step.wanted} replicas for {group.load.arrival_rpm:.1f} requests/min of {variant.model_id}"]
     if len(group.variants) > 1:
         words[0] += f", shared by {len(group.variants)} variants"
     if steady.why:
         words.append(f"{steady.replicas} now: {steady.why}")
-    if shortage is not None:
+    if step.shortage is not None:
+        shortage = step.shortage
         words.append(f"{shortage.unserved_share:.0%} of the demand is not served: {shortage.detail}")
-        words += remedy_of(group, allocation, shortage)
+        words += step.remedy
     words += analysis.notes.get(variant.key, ())
     why = "; ".join(words)
-    ready = Condition(
-        "OptimizationReady", True, "OptimizationSucceeded" if shortage is None else "DemandUnserved", why
-    )
-    return history, Decision(
+    reason = "OptimizationSucceeded" if step.shortage is None else "DemandUnserved"
+    return Decision(
         variant=variant,
         current=workload.replicas,
         desired=steady.replicas,
         accelerator=accelerator,
-        recommended=wanted,
+        recommended=step.wanted,
         why=why,
         status=Status(
             conditions=(
                 Condition(
                     "MetricsAvailable", True, "MetricsFound", f"traffic of {variant.model_id} is known"
                 ),
-                ready,
+                Condition("OptimizationReady", True, reason, why),
                 _target_found(variant),
                 analysis.inventory,
             ),
@@ -231,7 +294,7 @@ def _decision(
             desired=DesiredAlloc(accelerator, steady.replicas),
             applied=True,
         ),
-        scale=_scales(variant, settings),
+        scale=_scales(variant, snapshot.configuration.settings),
     )
 
 

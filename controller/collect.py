@@ -29,7 +29,7 @@ from controller.crd import VariantKey, parse_variant
 from controller.errors import PrometheusError
 from controller.inventory import count_gpus, matches
 from controller.prometheus import Query, QueryRefusedError, Vector
-from controller.settings import load_settings
+from controller.settings import load_settings, window_seconds
 from controller.shape import coefficient_of_variation
 from controller.snapshot import Configuration, Demand, Signal, Snapshot, Spread, Traffic, workload_of
 
@@ -182,8 +182,9 @@ def _owners(view: View) -> dict[tuple[str, str], VariantKey]:
 def queries(window: str) -> dict[str, str]:
     """Return the PromQL of vLLM's signals, old names and new, over a window such as ``1m``.
 
-    Growth is the slope of what runs and waits. It is left out for a pod that restarted in the window: what
-    was in flight there went away without being served.
+    Growth is how much more runs and waits than at the window's start, so that completions and growth add up
+    to the arrivals, also of a pod that has just started. It is left out for a pod that restarted in the
+    window: what was in flight there went away without being served.
     """
 
     def total(function: str, name: str) -> str:
@@ -192,11 +193,12 @@ def queries(window: str) -> dict[str, str]:
     def mean_of(name: str) -> str:
         return f"{total('rate', f'{name}_sum')} / {total('rate', f'{name}_count')}"
 
+    per_minute = 60.0 / window_seconds(window)
     running, waiting, completed = "num_requests_running", "num_requests_waiting", "request_success_total"
     return {
         "completed_rpm": f"{total('rate', completed)} * 60",
         "growth_rpm": (
-            f"({total('deriv', running)} + {total('deriv', waiting)}) * 60 "
+            f"({total('delta', running)} + {total('delta', waiting)}) * {per_minute:.9g} "
             f"unless {total('resets', completed)} > 0"
         ),
         "in_flight": f"sum {_BY} ({_either('{}', running)}) + sum {_BY} ({_either('{}', waiting)})",

@@ -169,6 +169,12 @@ def parse_duration(text: str) -> float:
     return total_s
 
 
+def window_seconds(window: str) -> float:
+    """Return the seconds of a PromQL duration such as ``1m`` or ``1d12h``."""
+    units = {**_SECONDS, "d": 86_400.0}
+    return sum(float(count) * units[unit] for count, unit in re.findall(r"(\d+)(ms|s|m|h|d)", window))
+
+
 def parse_flag(text: str) -> bool:
     """Read a truth value as Go does: 1, t, true, 0, f, false in the usual cases.
 

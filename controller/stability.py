@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from controller.crd import VariantKey
 
@@ -149,3 +149,53 @@ def steadied(current: int, history: tuple[Recommendation, ...], limits: Limits) 
     if highest < least:
         return Steadied(least, f"at most {limits.max_step_down} less in one step, {highest} wanted")
     return Steadied(highest, why)
+
+
+@dataclass(frozen=True)
+class Surplus:
+    """Replicas of a variant that only the limits keep.
+
+    Attributes
+    ----------
+    variant : VariantKey
+    priority : int
+        Of its class, 1 = most important.
+    device : str
+    cards : int
+        Of one replica.
+    replicas : int
+        > 0.
+    """
+
+    variant: VariantKey
+    priority: int
+    device: str
+    cards: int
+    replicas: int
+
+
+def released(surplus: Iterable[Surplus], short: Mapping[str, int]) -> dict[VariantKey, int]:
+    """Find which of the surplus to give up at once, because others wait for its GPUs.
+
+    The least important class gives first: a window that guards against swings must not keep a more important
+    one waiting.
+
+    Parameters
+    ----------
+    surplus : iterable of Surplus
+    short : mapping of str to int
+        Cards of each device that those who grow lack.
+
+    Returns
+    -------
+    dict of VariantKey to int
+        Replicas to give up, > 0.
+    """
+    left = dict(short)
+    found: dict[VariantKey, int] = {}
+    for entry in sorted(surplus, key=lambda entry: (-entry.priority, entry.variant)):
+        given = min(entry.replicas, -(-left.get(entry.device, 0) // entry.cards))
+        if given > 0:
+            found[entry.variant] = given
+            left[entry.device] -= given * entry.cards
+    return found

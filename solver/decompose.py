@@ -63,6 +63,9 @@ _TIME_FOR_PLANS = 0.15
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
 
+# Share of the time left that making a plan fit may take.
+_TIME_TO_REPAIR = 0.12
+
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
 
@@ -862,14 +865,17 @@ class _Search:
         far = (priced.reduced > good - priced.bound) & (distance > 0)
         distance[far] += distance.max(initial=0.0)
         nearest = np.argsort(distance, kind="stable")
+        # Leaving a server out takes away excess wherever that is allowed.
+        empty = np.flatnonzero(np.diff(priced.columns.replicas.indptr) == 0)
+        until_s = (1.0 - _TIME_TO_REPAIR) * self.left_s()
         for count in (_REPAIR_COLUMNS, len(nearest)):
-            which = np.sort(nearest[: count + len(chosen)])
+            which = np.union1d(nearest[: count + len(chosen)], empty)
             repair = repaired(
                 listed.take(which),
                 priced.reduced[which],
                 priced.duals,
                 np.searchsorted(which, chosen),
-                self.left_s,
+                lambda: self.left_s() - until_s,
             )
             if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
                 best = which[repair]

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from solver.milp import FloatArray, IntArray
     from solver.prices import Listed
 
-# Most servers that are changed, to fit and then to better the plan.
-_MOST_CHANGES = 300
+# Most servers that are changed, to fit and then to better the plan; the least that a change saves then,
+# relative to the size of a usual value.
+_MOST_CHANGES, _WORTH_SAVING = 300, 0.01
 
 # Relative differences below this are rounding.
 _TINY = 1e-9
@@ -63,7 +64,7 @@ def repaired(
             rating = np.where(gain > _TINY * listed.scale, gain / cost, 0.0)
         else:
             saved = listed.worth[now] - listed.worth
-            rating = np.where((after <= 0).all(axis=1) & (saved > _TINY * listed.scale), saved, 0.0)
+            rating = np.where((after <= 0).all(axis=1) & (saved > _WORTH_SAVING * listed.scale), saved, 0.0)
         best = int(rating.argmax())
         if rating[best] <= 0 or left_s() <= 0:
             break

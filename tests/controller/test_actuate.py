@@ -169,6 +169,33 @@ def test_lower_class_yields_when_gpus_are_short() -> None:
     assert "of the demand is not served" in decision(found, "low").why
 
 
+def test_window_of_a_lower_class_keeps_no_more_important_one_waiting() -> None:
+    """Low has four replicas and needs one now; high needs three cards, and there are five."""
+    low = "granite-13b"
+    both = (law1("A100"), law1("A100", low))
+    workloads = {"high": Workload(1, 1), "low": Workload(4, 4)}
+
+    def found(high_rpm: float, cards: int) -> tuple[int | None, int | None, str]:
+        seen = snapshot(
+            va("high"),
+            va("low", model=low),
+            profiles=both,
+            signals=(signal(high_rpm), signal(20.0, model=low)),
+            inventory=nodes(A100=cards),
+            workloads=workloads,
+            settings=Settings(scale_down_window_s=300.0),
+        )
+        passed = planned(seen)
+        return decision(passed, "high").desired, decision(passed, "low").desired, decision(passed, "low").why
+
+    *given, why = found(high_rpm=70.0, cards=5)
+    assert given == [3, 2]
+    assert "2 now: 1 wanted, and others need the GPUs of 2" in why
+    # With room for both, or where nobody grows, the window holds.
+    assert found(high_rpm=70.0, cards=7)[:2] == (3, 4)
+    assert found(high_rpm=20.0, cards=4)[:2] == (1, 4)
+
+
 def test_demand_that_replicas_cannot_serve_is_held_with_the_target_named() -> None:
     tight = {"a.yaml": f"name: Tight\ndata:\n- {{model: {MODEL}, slo-tpot: 5}}\n"}
     seen = snapshot(

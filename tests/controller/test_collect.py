@@ -395,6 +395,20 @@ def test_arrivals_of_simulated_servers_in_overload(tmp_path: Path) -> None:
             assert rates_rpm()[1] < 0.9 * 60.0 * rate_rps
 
 
+@needs_prometheus
+def test_growth_of_a_pod_that_has_just_started_counts_once(tmp_path: Path) -> None:
+    """It took in 60 requests in the last 15 of 60 seconds: that is 60 in the minute, not 240."""
+    now_s = time.time() - 1.0
+    history = [
+        (f'{name}{{{LABELS},pod="young"}}', now_s - 15.0 + 5.0 * step, value * step)
+        for step in range(4)
+        for name, value in (("vllm:num_requests_running", 8.0), ("vllm:num_requests_waiting", 12.0))
+    ]
+    with prometheus(tmp_path, history=history) as url:
+        signal = of_pod(traffic(url), "young")
+    assert signal.growth_rpm == pytest.approx(60.0, rel=0.25)
+
+
 # --- the way to Prometheus ---
 
 EMPTY = json.dumps({"status": "success", "data": {"resultType": "vector", "result": []}})

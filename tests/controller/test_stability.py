@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.stability import Limits, Recommendation, Steadied, remembered, steadied
+from controller.crd import VariantKey
+from controller.stability import Limits, Recommendation, Steadied, Surplus, released, remembered, steadied
 
 
 def run(
@@ -92,3 +93,17 @@ def test_every_step_is_between_now_and_what_was_asked(
         assert not up or after - before <= up
         assert not down or before - after <= down
         before = after
+
+
+def test_surplus_goes_lowest_class_first_and_only_as_far_as_others_need_it() -> None:
+    def surplus(name: str, priority: int, replicas: int, cards: int = 1, device: str = "A100") -> Surplus:
+        return Surplus(VariantKey("x", name), priority, device, cards, replicas)
+
+    first, second = surplus("second", 5, 4), surplus("first", 10, 2)
+    other = surplus("other", 10, 9, device="H100")
+    assert released([first, second, other], {"A100": 3}) == {
+        VariantKey("x", "first"): 2,
+        VariantKey("x", "second"): 1,
+    }
+    assert released([surplus("pairs", 1, 5, cards=2)], {"A100": 3}) == {VariantKey("x", "pairs"): 2}
+    assert released([first, other], {"A100": 0, "H100": -2}) == {}
