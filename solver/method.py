@@ -79,8 +79,8 @@ def _solve(
 ) -> Solved:
     servers = len(problem.servers)
     small = servers < (_ONE_TYPE_FROM if problem.policy.max_types == 1 else _MIX_FROM)
-    # The decomposition prices neither limits on an accelerator nor servers with a maximum of their own.
-    special = bool(problem.limits or problem.own_max_types)
+    # The decomposition has no replicas that run whatever the demand.
+    special = bool(problem.least.any())
     if names or method is Method.DIRECT or special or (method is Method.AUTO and small):
         return solve(problem, backend, options, names=names, now=now)
     if method is Method.DECOMPOSE:

@@ -167,9 +167,7 @@ class Servers:
         problem = self.problem
         stock = problem.inventory.gpus[problem.gpu_type]
         fitting = np.where(stock == NO_LIMIT, NO_LIMIT, stock // problem.gpus)
-        result: IntArray = np.minimum(
-            np.minimum(problem.replicas_needed, problem.max_replicas[problem.option_server]), fitting
-        )
+        result: IntArray = np.minimum(np.minimum(problem.replicas_needed, problem.most), fitting)
         return result
 
     @cached_property
@@ -211,12 +209,11 @@ class Servers:
         limit of several types makes this a search of its own.
         """
         problem = self.problem
-        limit = problem.policy.max_types
         result = np.ones(self.count)
         whole = self.most >= problem.replicas_needed
         result[problem.option_server[whole]] = 0.0
         floor = np.maximum(problem.min_replicas, 1)
-        if limit == 1:
+        if problem.policy.max_types == 1:
             if problem.policy.partial:
                 np.minimum.at(result, problem.option_server, self._unserved_alone(self.most))
             return result
@@ -230,7 +227,7 @@ class Servers:
             served = float(self.share[order] @ taken) if problem.arrival_rps[s] > 0 else 1.0
             if problem.min_replicas[s] > 0:
                 served = min(served, float(taken.sum()) / floor[s])
-            if limit is not None and len(used) > limit:
+            if len(used) > problem.max_types[s]:
                 result[s] = np.nan
             elif served >= 1.0 - DEMAND_TOLERANCE:
                 result[s] = 0.0
@@ -392,7 +389,7 @@ class _Search:
         problem = servers.problem
         self.servers, self.which = servers, which
         self.partial = problem.policy.partial
-        self.most_types = problem.policy.max_types or len(problem.accelerators)
+        self.most_types = problem.max_types[which]
         option = servers.option[which]
         there = option >= 0
         price = np.where(there, prices.replica[option], np.inf)
@@ -494,7 +491,7 @@ class _Search:
                 allowed = (other <= self.most) & (total <= self.maximum[:, None])
                 types = (main > 0)[:, None].astype(np.int64) + (other > 0)
                 allowed[:, first] = False
-                allowed &= types <= self.most_types
+                allowed &= types <= self.most_types[:, None]
                 worth = (main * self.price[:, first])[:, None] + other * self.price
                 worth -= np.where(other > 0, self.bonus, 0.0)
                 worth += (self.constant - np.where(main > 0, self.bonus[:, first], 0.0))[:, None]
@@ -557,7 +554,7 @@ class _Search:
         needed = np.ceil(np.maximum(states.residual - DEMAND_TOLERANCE, 0.0) / share - _ROUNDING)
         cover = np.maximum(needed.astype(np.int64), self.minimum[s] - states.count)
         high = np.minimum(np.minimum(cover, self.most[s, position]), self.maximum[s] - states.count)
-        high = np.where(states.types >= self.most_types, 0, high)
+        high = np.where(states.types >= self.most_types[s], 0, high)
         after = self._ratio_after(s, position)
         discount = self.bonus[s, position] + self.bonus_after[s, position]
         # Without an option after this one the rest must be served here; the filter of children sees to it.
@@ -617,7 +614,7 @@ class _Search:
             stop = np.where(missing > 0, alternative * missing / np.maximum(self.minimum[s], 1), 0.0)
         for_count = np.minimum(for_count, stop)
         bound = child.value + np.maximum(for_load, for_count) - self.bonus_after[s, position]
-        more = (unserved > 0) & (child.types < self.most_types) & (child.count < self.maximum[s])
+        more = (unserved > 0) & (child.types < self.most_types[s]) & (child.count < self.maximum[s])
         kept = np.flatnonzero(more & (bound <= self._threshold()[s]))
         return kept, bound[kept]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.check import cost_alone_per_h
+from solver.packing import is_chain
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -34,8 +35,12 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
     """
     keys: tuple[FloatArray, ...]
     if whole:
-        total = (problem.replicas_needed * problem.gpus).astype(np.float64)
-        keys = (total, problem.gpus.astype(np.float64), cost_alone_per_h(problem))
+        needed, gpus = problem.replicas_needed, problem.gpus.astype(np.float64)
+        # One that needs more replicas than are allowed replaces nothing.
+        total = np.where(needed <= problem.most, needed * gpus, np.inf)
+        odd = np.array([_is_odd(problem, t) for t in range(len(problem.gpu_types))], dtype=bool)
+        same_size = np.where(odd[problem.gpu_type], -gpus, 0.0)
+        keys = (total, gpus, same_size, cost_alone_per_h(problem))
     else:
         # Both keys are ordered between two current accelerators only where they are the same one.
         current, accelerator = problem.option_is_current, problem.option_accelerator + 1.0
@@ -44,6 +49,12 @@ def dominated(problem: AllocationProblem, *, whole: bool = False) -> BoolArray:
         alone = (np.where(limited, accelerator, 0.0), np.where(limited, -accelerator, 0.0))
         keys = (-problem.capacity_rps, problem.gpus.astype(np.float64), problem.cost_per_h, *keeps, *alone)
     return _not_smallest(problem.option_server * max(len(problem.gpu_types), 1) + problem.gpu_type, keys)
+
+
+def _is_odd(problem: AllocationProblem, gpu_type: int) -> bool:
+    """Whether replicas of fewer cards may fit on the nodes worse: three of 2 need more than two of 3."""
+    sizes = np.unique(problem.gpus[problem.gpu_type == gpu_type]).tolist()
+    return problem.inventory.nodes[gpu_type] is not None and not is_chain(sizes)
 
 
 def _not_smallest(group: IntArray, keys: tuple[FloatArray, ...]) -> BoolArray:

@@ -1,5 +1,7 @@
 """Every exact backend agrees with brute force on random tiny problems of every kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from solver import backends
 from solver.backends.greedy import greedy
 from solver.check import score, violations
+from solver.method import Method, solve_by
 from solver.milp import SolveOptions, Termination
+from solver.problem import NO_LIMIT
 from solver.solve import prefer_small_batches, solve
 
 EXACT = ["highs", "ortools", "pyomo"]
@@ -43,6 +47,21 @@ def test_limits_of_replicas_and_types_against_brute_force() -> None:
         assert score(problem, greedy(problem)).levels >= tuple(v - 1e-5 for v in best.values), seed
         binding += best.values != oracle.best(free).values
     assert binding > 100
+
+
+def test_decomposition_with_limits_against_brute_force() -> None:
+    """Its columns obey maxima of an accelerator and of a server's types; minima are the direct method's."""
+    for seed in range(1000, 1200):
+        limited = oracle.limited(oracle.random_problem(seed), seed)
+        maxima = tuple(replace(x, least=0) for x in limited.limits if x.most != NO_LIMIT)
+        problem = replace(limited, limits=maxima)
+        best = oracle.best(problem)
+        options = SolveOptions(relative_gap=1e-9)
+        solved = solve_by(Method.DECOMPOSE, problem, backends.get("highs"), options)
+        assert violations(problem, solved.plan) == [], seed
+        assert score(problem, solved.plan).levels == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
+        for found, value in zip(solved.levels, best.values, strict=True):
+            assert found.bound <= value + 1e-5 * max(1, abs(value)), seed
 
 
 def test_oracle_and_check_agree_on_what_a_plan_is_worth() -> None:

@@ -1,6 +1,7 @@
 """Corners of the direct method that random problems seldom reach."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from oracle import best, two_by_two
 from solver import backends
 from solver.check import score, violations
 from solver.milp import RawSolution, SolveOptions, Termination
-from solver.problem import AllocationProblem, Inventory, Plan, Policy
+from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy
 from solver.solve import Solved, prefer_small_batches, solve
 
 
@@ -104,3 +105,46 @@ def test_no_server_at_all() -> None:
     assert answer.termination is Termination.OPTIMAL
     # Server b leaves X, which costs a tenth of 9.
     assert answer.levels[-1].value == pytest.approx(0.9)
+
+
+def one_server(**changes: Any) -> AllocationProblem:
+    """Return 10 requests/s on many small replicas, or on a few large ones, which are dearer."""
+    problem = replace(
+        two_by_two(Policy()),
+        servers=("a",),
+        gpu_types=("t",),
+        arrival_rps=np.array([10.0]),
+        min_replicas=np.array([0]),
+        max_replicas=np.array([NO_LIMIT]),
+        priority=np.array([1]),
+        weight=np.array([1.0]),
+        option_server=np.array([0, 0]),
+        option_accelerator=np.array([0, 1]),
+        option_batch=np.array([8, 8]),
+        capacity_rps=np.array([1.0, 5.0]),
+        gpu_type=np.array([0, 0]),
+        gpus=np.array([1, 8]),
+        cost_per_h=np.array([1.0, 10.0]),
+        current_server=np.array([], dtype=np.int64),
+        current_accelerator=np.array([], dtype=np.int64),
+        current_cost_per_h=np.array([]),
+        inventory=Inventory(np.array([100]), (None,)),
+    )
+    return replace(problem, **changes)
+
+
+def test_a_cheaper_option_that_needs_more_replicas_than_allowed_replaces_nothing() -> None:
+    highs = backends.get("highs")
+    assert solve(one_server(), highs, SolveOptions()).plan.replicas.tolist() == [10, 0]
+    few = one_server(max_replicas=np.array([3]))
+    assert solve(few, highs, SolveOptions()).plan.replicas.tolist() == [0, 2]
+
+
+def test_smaller_replicas_that_fit_worse_on_the_nodes_replace_nothing() -> None:
+    """Three replicas of 2 cards or two of 3, on two nodes of 3 cards."""
+    problem = one_server(
+        capacity_rps=np.array([3.5, 5.0]),
+        gpus=np.array([2, 3]),
+        inventory=Inventory(np.array([6]), ((3, 3),)),
+    )
+    assert solve(problem, backends.get("highs"), SolveOptions()).plan.replicas.tolist() == [0, 2]
