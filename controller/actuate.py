@@ -273,7 +273,11 @@ def _decision(step: _Step, analysis: Analysis, snapshot: Snapshot) -> Decision:
         words += step.remedy
     words += analysis.notes.get(variant.key, ())
     why = "; ".join(words)
-    reason = "OptimizationSucceeded" if step.shortage is None else "DemandUnserved"
+    optimized = (
+        Condition("OptimizationReady", True, "OptimizationSucceeded", why)
+        if step.shortage is None
+        else Condition("OptimizationReady", True, "DemandUnserved", why)
+    )
     return Decision(
         variant=variant,
         current=workload.replicas,
@@ -286,7 +290,7 @@ def _decision(step: _Step, analysis: Analysis, snapshot: Snapshot) -> Decision:
                 Condition(
                     "MetricsAvailable", True, "MetricsFound", f"traffic of {variant.model_id} is known"
                 ),
-                Condition("OptimizationReady", True, reason, why),
+                optimized,
                 _target_found(variant),
                 analysis.inventory,
             ),
