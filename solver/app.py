@@ -42,6 +42,7 @@ from solver.errors import FleetoptError, InputError, Problem
 from solver.example import example_body, example_system
 from solver.method import Method
 from solver.optimize import Answered, Defaults, RequestOptions, optimize_json
+from solver.starts import Answers
 from solver.telemetry import LOGGER, Metrics, configure_logging
 from solver.workers import WorkerEvent, WorkerPool
 
@@ -92,9 +93,15 @@ def _curves() -> Curves:
     return Curves()
 
 
+@cache
+def _answers() -> Answers:
+    """Return the answers that this worker process remembers between requests."""
+    return Answers()
+
+
 def optimize_remembering(body: bytes, options: RequestOptions, defaults: Defaults) -> Answered:
-    """As `optimize_json`, with the sizings of this process's earlier requests."""
-    return optimize_json(body, options, defaults, _curves())
+    """As `optimize_json`, with the sizings and answers of this process's earlier requests."""
+    return optimize_json(body, options, defaults, _curves(), _answers())
 
 
 REAL_WORK = Work(warm_up, optimize_remembering, analyze_json, size_json)
@@ -236,6 +243,7 @@ def create_app(settings: Settings, work: Work = REAL_WORK) -> FastAPI:
         answered = await in_worker(request, query.time_limit or most_s, work.optimize, options, defaults)
         metrics.observe_answer(answered.backend, answered.gap, answered.unserved, answered.seconds)
         metrics.observe_curves(answered.curve_hits, answered.curve_misses)
+        metrics.observe_start(answered.led_by_start)
         request.state.facts.update(
             backend=answered.backend,
             termination=answered.termination,

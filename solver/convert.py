@@ -13,6 +13,7 @@ from solver.check import carried_rps
 from solver.limits import granted, wanted_limits
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy, SaturationPolicy
 from solver.sizing import metrics_at
+from solver.starts import Running
 from solver.units import MS_PER_S, S_PER_MIN
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _Running:
 
     Attributes
     ----------
-    server, accelerator, replicas : int
+    server, accelerator, batch, replicas : int
     candidate : int
         First candidate of the server on the accelerator; -1 where there is no profile.
     cost_per_h : float
@@ -86,6 +87,7 @@ class _Running:
 
     server: IntArray
     accelerator: IntArray
+    batch: IntArray
     replicas: IntArray
     candidate: IntArray
     cost_per_h: FloatArray
@@ -98,15 +100,22 @@ class _Running:
             alloc = server.current_alloc
             running: Iterable[schema.AllocPart | schema.Alloc] = alloc.parts or (alloc,)
             found += [
-                (s, index[part.accelerator], part.num_replicas, part.cost_cents_per_h)
+                (s, index[part.accelerator], part.max_batch, part.num_replicas, part.cost_cents_per_h)
                 for part in running
                 if part.accelerator
             ]
-        table = np.array(found, dtype=np.float64).reshape(-1, 4).T
-        server_, accelerator, replicas = table[:3].astype(np.int64)
+        table = np.array(found, dtype=np.float64).reshape(-1, 5).T
+        server_, accelerator, batch, replicas = table[:4].astype(np.int64)
         candidate = fleet.first_candidate(server_, accelerator)
         today = np.where(candidate >= 0, replicas * np.append(fleet.cost_per_h, 0.0)[candidate], 0.0)
-        return cls(server_, accelerator, replicas, candidate, np.where(table[3] > 0, table[3], today))
+        cost = np.where(table[4] > 0, table[4], today)
+        return cls(server_, accelerator, batch, replicas, candidate, cost)
+
+
+def running_now(fleet: Fleet) -> Running:
+    """Return what the document says runs now."""
+    now = _Running.of(fleet)
+    return Running(now.server, now.accelerator, now.batch, now.replicas)
 
 
 def held_gpus(fleet: Fleet) -> IntArray:

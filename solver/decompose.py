@@ -43,10 +43,11 @@ from solver.packing import is_chain
 from solver.prices import Listed, ascend
 from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
 from solver.problem import LevelKind, Plan, levels
-from solver.reduce import dominated, keep
+from solver.reduce import dominated, keep, onto
 from solver.repair import repaired
 from solver.solve import GpuValue, LevelResult, Solved, solve
 from solver.stage import Coupling, Held, Stage
+from solver.starts import is_better
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,16 +164,21 @@ def decompose(
         return max(end - now(), 0.0)
 
     def direct() -> Solved:
-        return solve(problem, backend, replace(options, time_limit_s=max(left_s(), 0.01)), now=now)
+        rest = replace(options, time_limit_s=max(left_s(), 0.01))
+        return solve(problem, backend, rest, start=start, now=now)
 
     if not kept.size or not _node_sizes_are_chains(reduced):
         return direct()
     first = Plan(np.zeros(len(kept), dtype=np.int64))
     if start is not None and not violations(problem, start):
-        first = _with_kept(problem, kept, start)
+        first = onto(problem, kept, start)
+    led = bool((score(reduced, first).served_share == 1.0).all())
 
     def baseline() -> Plan:
-        return _with_kept(problem, kept, greedy(problem))
+        nonlocal led
+        plan = onto(problem, kept, greedy(problem))
+        led = is_better(reduced, first, plan)
+        return plan
 
     search = _Search(reduced, backend, options, left_s, first, baseline)
     if np.isnan(search.servers.least_unserved).any():
@@ -183,26 +189,15 @@ def decompose(
     replicas = np.zeros(len(problem.option_server), dtype=np.int64)
     replicas[kept] = found.plan.replicas
     return Solved(
-        Plan(replicas), found.levels, out, found.value_of_gpu, search.solver, search.version, program=None
+        Plan(replicas),
+        found.levels,
+        out,
+        found.value_of_gpu,
+        search.solver,
+        search.version,
+        program=None,
+        led_by_start=led,
     )
-
-
-def _with_kept(problem: AllocationProblem, kept: IntArray, plan: Plan) -> Plan:
-    """Return `plan` over the kept options: where it uses a dominated one, the one that replaces it."""
-    replicas = plan.replicas.copy()
-    for j in np.setdiff1d(np.flatnonzero(replicas), kept):
-        mine = kept[slice(*np.searchsorted(problem.option_server[kept], problem.option_server[j] + [0, 1]))]
-        same = problem.option_accelerator[mine] == problem.option_accelerator[j]
-        better = (
-            (problem.gpu_type[mine] == problem.gpu_type[j])
-            & (problem.capacity_rps[mine] >= problem.capacity_rps[j])
-            & (problem.gpus[mine] <= problem.gpus[j])
-            & (problem.cost_per_h[mine] <= problem.cost_per_h[j])
-            & (same | ~problem.option_is_current[j])
-        )
-        replicas[mine[better][0]] += replicas[j]
-        replicas[j] = 0
-    return Plan(replicas[kept])
 
 
 def _node_sizes_are_chains(problem: AllocationProblem) -> bool:
@@ -907,12 +902,8 @@ class _Search:
 
     def _adopt(self, plan: Plan) -> None:
         """Take a plan that is better than the best one so far."""
-        old = score(self.problem, self._plan_of(self.incumbent)).levels
-        for before, after in zip(old, score(self.problem, plan).levels, strict=True):
-            if abs(before - after) > _HOLD_TOLERANCE * max(1.0, abs(before)):
-                if after < before:
-                    self.incumbent = self._columns_of(plan)
-                return
+        if is_better(self.problem, plan, self._plan_of(self.incumbent)):
+            self.incumbent = self._columns_of(plan)
 
     def _closes_at_once(self, priced: _Priced, value: float, good: float) -> bool:
         """Whether a plan is so near the bound that few columns can better it."""

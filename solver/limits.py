@@ -48,14 +48,15 @@ def granted(problem: AllocationProblem, wanted: Iterable[ReplicaLimit]) -> tuple
             continue
         gpu_type, size = int(problem.gpu_type[options[0]]), int(problem.gpus[options[0]])
         least = limit.least
-        while least and not _holds(problem, gpu_type, used[gpu_type] + Counter({size: least})):
+        while least and not holds(problem, gpu_type, used[gpu_type] + Counter({size: least})):
             least -= 1
         used[gpu_type][size] += least
         found.append(ReplicaLimit(limit.server, limit.accelerator, least, limit.most))
     return tuple(sorted(found, key=lambda limit: (limit.server, limit.accelerator)))
 
 
-def _holds(problem: AllocationProblem, gpu_type: int, replicas: Counter[int]) -> bool:
+def holds(problem: AllocationProblem, gpu_type: int, replicas: Counter[int]) -> bool:
+    """Whether the GPUs of a type hold so many replicas by their cards."""
     stock, nodes = problem.inventory.gpus[gpu_type], problem.inventory.nodes[gpu_type]
     cards = sum(size * count for size, count in replicas.items())
     return bool(stock == NO_LIMIT or cards <= stock) and (nodes is None or fits(replicas, nodes))

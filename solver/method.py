@@ -7,22 +7,18 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from solver.backends.greedy import greedy
-from solver.check import score
+from solver.check import score, violations
 from solver.decompose import decompose
 from solver.errors import SolverError
 from solver.milp import Termination
-from solver.problem import NO_LIMIT, Inventory, Plan
-from solver.reduce import keep
 from solver.solve import Solved, solve
+from solver.starts import filled, is_better
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from solver.milp import Backend, SolveOptions
-    from solver.problem import AllocationProblem
+    from solver.problem import AllocationProblem, Plan
 
 # From so many servers on the decomposition is the faster one, with a mix and with one type per server
 # (`benchmarks/fleet.py`).
@@ -45,6 +41,7 @@ def solve_by(
     options: SolveOptions,
     *,
     names: bool = False,
+    start: Plan | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Solved:
     """Find the best plan for `problem` by a method.
@@ -57,6 +54,8 @@ def solve_by(
     options : SolveOptions
     names : bool
         Keep the program, with names: the direct method alone has one.
+    start : Plan or None
+        A plan to better; see `starts`.
     now : callable
         Monotonic clock in seconds.
 
@@ -65,7 +64,8 @@ def solve_by(
     SolverError
         As `solve` and `decompose`.
     """
-    return completed(problem, _solve(method, problem, backend, options, names=names, now=now))
+    solved = _solve(method, problem, backend, options, names=names, start=start, now=now)
+    return completed(problem, solved, start)
 
 
 def _solve(
@@ -75,6 +75,7 @@ def _solve(
     options: SolveOptions,
     *,
     names: bool,
+    start: Plan | None,
     now: Callable[[], float],
 ) -> Solved:
     servers = len(problem.servers)
@@ -82,38 +83,34 @@ def _solve(
     # The decomposition has no replicas that run whatever the demand.
     special = bool(problem.least.any())
     if names or method is Method.DIRECT or special or (method is Method.AUTO and small):
-        return solve(problem, backend, options, names=names, now=now)
+        return solve(problem, backend, options, names=names, start=start, now=now)
     if method is Method.DECOMPOSE:
-        return decompose(problem, backend, options, now=now)
+        return decompose(problem, backend, options, start=start, now=now)
     end = now() + options.time_limit_s
     try:
-        return decompose(problem, backend, options, now=now)
+        return decompose(problem, backend, options, start=start, now=now)
     except SolverError:
         # Its bounds are checked against its plans; where they contradict each other neither is believed.
-        return solve(problem, backend, replace(options, time_limit_s=max(end - now(), 1.0)), now=now)
+        left = replace(options, time_limit_s=max(end - now(), 1.0))
+        return solve(problem, backend, left, start=start, now=now)
 
 
-def completed(problem: AllocationProblem, solved: Solved) -> Solved:
+def completed(problem: AllocationProblem, solved: Solved, start: Plan | None = None) -> Solved:
     """Give servers that an unproven answer leaves with nothing what is left of the GPUs.
 
-    Where the time ended at an important level, the plan may not have come to the others. What the baseline
-    still finds room for worsens no level of service. Types known node by node are left as they are.
+    Where the time ended at an important level, the plan may not have come to the others. A start that is
+    better after all takes its place: solvers may ignore it.
     """
     if solved.termination is Termination.OPTIMAL:
         return solved
-    plan, stock = solved.plan, problem.inventory.gpus
-    idle = np.flatnonzero((problem.per_server(plan.replicas) == 0)[problem.option_server])
-    left = np.where(stock == NO_LIMIT, NO_LIMIT, stock - problem.cards(plan))
-    left[[nodes is not None for nodes in problem.inventory.nodes]] = 0
-    rest = replace(keep(problem, idle), inventory=Inventory(left, (None,) * len(left)))
-    replicas = plan.replicas.copy()
-    replicas[idle] += greedy(rest).replicas
-    filled = Plan(replicas)
-    worth = score(problem, filled).levels
-    if worth >= score(problem, plan).levels:
+    plan = filled(problem, solved.plan)
+    if start is not None and not violations(problem, start) and is_better(problem, start, plan):
+        plan = start
+    worth = score(problem, plan).levels
+    if worth >= score(problem, solved.plan).levels:
         return solved
     levels = (
         replace(level, value=value, bound=min(level.bound, value))
         for level, value in zip(solved.levels, worth, strict=True)
     )
-    return replace(solved, plan=filled, levels=tuple(levels))
+    return replace(solved, plan=plan, levels=tuple(levels))

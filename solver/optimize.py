@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from solver import backends, schema, verify_report
 from solver.backends.greedy import greedy
 from solver.catalog import read_system
 from solver.check import score, violations
-from solver.convert import to_allocations, to_problem
+from solver.convert import running_now, to_allocations, to_problem
 from solver.curves import Curves
 from solver.errors import CheckError, InputError, Problem
 from solver.explain import details, memory_warnings, not_served, not_taken, type_use
@@ -24,14 +25,17 @@ from solver.problem import LevelKind, levels
 from solver.report import Judged, to_report
 from solver.sizing import size_fleet
 from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches
+from solver.starts import Answers, best_start
 from solver.verify import Decided, verified
 from solver.wire_parse import collector_paused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from solver.problem import AllocationProblem, Plan
     from solver.sizing import Fleet
+    from solver.starts import Running
     from solver.verify import Verification
 
 DEFAULT_BACKEND = "highs"
@@ -95,7 +99,7 @@ class Answered:
     """An answer as JSON bytes and what a log line says of it.
 
     `gap` is None when nothing is proven; the curves are candidates whose sizing was remembered, and that
-    had to be sized.
+    had to be sized; `led_by_start` says whether a start was better than the baseline, None without one.
     """
 
     body: bytes
@@ -107,6 +111,7 @@ class Answered:
     warnings: int
     curve_hits: int = 0
     curve_misses: int = 0
+    led_by_start: bool | None = None
 
 
 class _Stopwatch:
@@ -131,11 +136,16 @@ class _Result:
     plan: Plan
     backend: str
     watch: _Stopwatch = field(default_factory=_Stopwatch)
+    led_by_start: bool | None = None
     verification: Verification | None = None
 
 
 def optimize_json(
-    body: bytes, options: RequestOptions, defaults: Defaults | None = None, curves: Curves | None = None
+    body: bytes,
+    options: RequestOptions,
+    defaults: Defaults | None = None,
+    curves: Curves | None = None,
+    answers: Answers | None = None,
 ) -> Answered:
     """Answer a system JSON with an allocation JSON.
 
@@ -146,6 +156,8 @@ def optimize_json(
     defaults : Defaults or None
     curves : Curves or None
         Remembers sizings between calls.
+    answers : Answers or None
+        Remembers the last answers between calls, to start from.
 
     Raises
     ------
@@ -161,7 +173,16 @@ def optimize_json(
     hits, misses = curves.hits, curves.misses
     parsed = read_system(body, strict=options.strict)
     watch.lap("parse")
-    result = _solve(parsed, options, defaults or Defaults(), watch, curves, names=False)
+    defaults = defaults or Defaults()
+    request = blake2b(body + repr((options, defaults)).encode(), digest_size=16).digest()
+
+    def recalled(problem: AllocationProblem) -> Running | None:
+        return None if answers is None else answers.recall(problem, request)
+
+    result = _solve(parsed, options, defaults, watch, curves, recalled, names=False)
+    if answers is not None:
+        proven = result.solved.termination is Termination.OPTIMAL
+        answers.remember(result.problem, result.plan, request, proven=proven)
     with collector_paused():
         response = _answer(parsed, result, options)
         text = _RESPONSE.dump_json(response)
@@ -177,6 +198,7 @@ def optimize_json(
         warnings=len(report.warnings),
         curve_hits=curves.hits - hits,
         curve_misses=curves.misses - misses,
+        led_by_start=result.led_by_start,
     )
 
 
@@ -184,7 +206,9 @@ def optimize(
     parsed: schema.Parsed, options: RequestOptions, defaults: Defaults | None = None
 ) -> schema.Response:
     """As `optimize_json`, from a parsed system to the response object."""
-    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), names=False)
+    result = _solve(
+        parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), _nothing_recalled, names=False
+    )
     return _answer(parsed, result, options)
 
 
@@ -198,7 +222,9 @@ def write_model(
     InputError
         Also when there is no program: no server has an option, or the backend is greedy.
     """
-    result = _solve(parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), names=True)
+    result = _solve(
+        parsed, options, defaults or Defaults(), _Stopwatch(), Curves(), _nothing_recalled, names=True
+    )
     if result.solved.program is None:
         raise InputError(
             [Problem("--write-model", str(path), "a system and a backend with a program to write")]
@@ -207,12 +233,17 @@ def write_model(
     return _answer(parsed, result, options)
 
 
+def _nothing_recalled(_: AllocationProblem) -> None:
+    """Remember no answer: every command line run is the first."""
+
+
 def _solve(
     parsed: schema.Parsed,
     options: RequestOptions,
     defaults: Defaults,
     watch: _Stopwatch,
     curves: Curves,
+    recalled: Callable[[AllocationProblem], Running | None],
     *,
     names: bool,
 ) -> _Result:
@@ -224,13 +255,17 @@ def _solve(
     gap = next((g for g in (options.gap, optimizer.gap) if g is not None), DEFAULT_GAP)
     driver = None if backend == backends.GREEDY else backends.get(backend)
     limit_s = min(limit_s, defaults.max_time_limit_s)
+    led_by_start: bool | None = None
 
     def decide(problem: AllocationProblem, left_s: float) -> Decided:
+        nonlocal led_by_start
         if driver is None:
             solved = _baseline(problem)
         else:
             limits = SolveOptions(time_limit_s=left_s, relative_gap=gap)
-            solved = solve_by(options.method, problem, driver, limits, names=names)
+            start = best_start(problem, running)
+            solved = solve_by(options.method, problem, driver, limits, names=names, start=start)
+            led_by_start = None if start is None else solved.led_by_start
         plan = prefer_small_batches(problem, solved.plan)
         broken = violations(problem, plan)
         if broken:
@@ -242,6 +277,7 @@ def _solve(
     fleet = size_fleet(parsed.system, curves)
     problem = to_problem(parsed.system, fleet)
     watch.lap("size")
+    running = [rows for rows in (recalled(problem), running_now(fleet)) if rows is not None]
     verify = options.verify or optimizer.verify
     decided = decide(problem, limit_s if verify is None else SHARE_BEFORE_VERIFYING * limit_s)
     watch.lap("solve")
@@ -255,7 +291,7 @@ def _solve(
             start_s + limit_s,
         )
         watch.lap("verify")
-    return _Result(fleet, *decided, backend, watch, verification)
+    return _Result(fleet, *decided, backend, watch, led_by_start, verification)
 
 
 def _baseline(problem: AllocationProblem) -> Solved:

@@ -9,6 +9,7 @@ import numpy as np
 
 from solver.check import cost_alone_per_h
 from solver.packing import is_chain
+from solver.problem import Plan
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -93,3 +94,40 @@ def keep(problem: AllocationProblem, options: IntArray) -> AllocationProblem:
         gpus=problem.gpus[options],
         cost_per_h=problem.cost_per_h[options],
     )
+
+
+def onto(problem: AllocationProblem, kept: IntArray, plan: Plan, *, whole: bool = False) -> Plan:
+    """Return `plan` over the kept options: where it uses a dominated one, the one that replaces it.
+
+    Parameters
+    ----------
+    problem : AllocationProblem
+    kept : (K,) int
+        Options that are not dominated, rising.
+    plan : Plan
+    whole : bool
+        As for `dominated`; every server is then on one option that serves it in full, or on none.
+    """
+    replicas = plan.replicas.copy()
+    if whole:
+        replicas = np.where(replicas > 0, problem.replicas_needed, 0)
+        needed = problem.replicas_needed
+        total, cost = needed * problem.gpus, cost_alone_per_h(problem)
+    for j in np.setdiff1d(np.flatnonzero(replicas), kept):
+        mine = kept[slice(*np.searchsorted(problem.option_server[kept], problem.option_server[j] + [0, 1]))]
+        better = (problem.gpu_type[mine] == problem.gpu_type[j]) & (problem.gpus[mine] <= problem.gpus[j])
+        if whole:
+            better &= (
+                (total[mine] <= total[j]) & (cost[mine] <= cost[j]) & (needed[mine] <= problem.most[mine])
+            )
+        else:
+            same = problem.option_accelerator[mine] == problem.option_accelerator[j]
+            better &= (
+                (problem.capacity_rps[mine] >= problem.capacity_rps[j])
+                & (problem.cost_per_h[mine] <= problem.cost_per_h[j])
+                & (same | ~problem.option_is_current[j])
+            )
+        to = mine[better][0]
+        replicas[to] += needed[to] if whole else replicas[j]
+        replicas[j] = 0
+    return Plan(replicas[kept])

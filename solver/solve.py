@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.backends.greedy import greedy
-from solver.check import carried_rps, score
+from solver.check import carried_rps, score, served_share, violations
 from solver.errors import SolverError
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
 from solver.problem import DEMAND_TOLERANCE, Level, LevelKind, Plan
-from solver.reduce import dominated, keep
+from solver.reduce import dominated, keep, onto
+from solver.starts import is_better
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +81,8 @@ class Solved:
     solver, version : str
     program : Milp or None
         The last program solved, for a model file; None when there was nothing to decide.
+    led_by_start : bool
+        Whether the start that was given was better than what there was otherwise before the search.
     """
 
     plan: Plan
@@ -89,6 +92,7 @@ class Solved:
     solver: str
     version: str
     program: Milp | None
+    led_by_start: bool = False
 
     @property
     def termination(self) -> Termination:
@@ -117,6 +121,7 @@ def solve(
     options: SolveOptions,
     *,
     names: bool = False,
+    start: Plan | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Solved:
     """Find the best plan for `problem`.
@@ -132,6 +137,9 @@ def solve(
         Time limit and gap for the whole of it.
     names : bool
         Name the columns and rows of `Solved.program`.
+    start : Plan or None
+        A plan to better, if it breaks no rule; the solver starts from it or from the baseline's plan,
+        whichever is better.
     now : callable
         Monotonic clock in seconds.
 
@@ -144,24 +152,29 @@ def solve(
     out = dominated(problem)
     if out.all():
         return _nothing_to_decide(problem, out)
+    if start is not None and violations(problem, start):
+        start = None
     first = _stage(problem, serve_all=True, names=names)
-    found = _everything(first, backend, options, clock)
+    guess = first.guess(start)
+    found = _everything(first, guess, backend, options, clock)
     if found is None:
         stage = _stage(problem, serve_all=False, names=names)
-        plan, results, raw, milp = _by_level(stage, backend, options, clock)
+        guess = stage.guess(start)
+        plan, results, raw, milp = _by_level(stage, guess.plan, backend, options, clock)
         value = _value_of_gpu(stage.formulation, results, backend, options, clock)
-        return Solved(plan, results, out, value, raw.solver, raw.version, milp)
+        return Solved(plan, results, out, value, raw.solver, raw.version, milp, guess.is_start)
     raw, relaxed, milp = found
     if raw.x is None:
         raise ValueError("a point is needed")
     results = _all_served(first.formulation, raw)
     cost = _inventory_duals(first.formulation, relaxed)
     value = GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
-    return Solved(first.plan(raw.x), results, out, value, raw.solver, raw.version, milp)
+    plan = first.plan(raw.x)
+    return Solved(plan, results, out, value, raw.solver, raw.version, milp, guess.is_start)
 
 
 def _everything(
-    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock
+    stage: _Stage, guess: _Guess, backend: Backend, options: SolveOptions, clock: _Clock
 ) -> tuple[RawSolution, RawSolution, Milp] | None:
     """Serve everything at the least cost: what the solver found, the relaxation, and the program.
 
@@ -175,8 +188,7 @@ def _everything(
     relaxed = backend.solve(milp, replace(options, time_limit_s=clock.left_s(0.5), relax=True))
     if relaxed.termination is Termination.INFEASIBLE:
         return None
-    guess = stage.greedy()
-    worth = score(problem, guess)
+    worth = score(problem, guess.plan)
     serves_all = bool((worth.served_share == 1.0).all())
     fixed = milp
     if serves_all and relaxed.reduced_cost is not None:
@@ -189,14 +201,22 @@ def _everything(
             options,
             # Without a plan in hand half of the time is kept for the levels.
             time_limit_s=clock.left_s(1.0 if serves_all else 0.5),
-            start=stage.start(guess) if serves_all else None,
+            start=stage.start(guess.plan) if serves_all else None,
         ),
     )
     if raw.x is None and serves_all:
         # The plan in hand is the answer; the relaxation bounds it.
-        start = stage.start(guess)
+        start = stage.start(guess.plan)
         raw = replace(raw, x=start, objective=worth.levels[index], bound=max(raw.bound, relaxed.bound))
     return None if raw.x is None else (raw, relaxed, milp)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A plan to begin with, and whether it is the start that was given rather than the baseline's."""
+
+    plan: Plan
+    is_start: bool
 
 
 @dataclass(frozen=True)
@@ -205,15 +225,21 @@ class _Stage:
 
     problem: AllocationProblem
     options: IntArray
+    whole: bool
     formulation: Formulation
 
     def plan(self, x: FloatArray) -> Plan:
         """Plan of a point, over all options of the problem."""
         return self._widen(self.formulation.read_plan(x))
 
-    def greedy(self) -> Plan:
-        """The baseline's plan with these options, over all options of the problem."""
-        return self._widen(greedy(keep(self.problem, self.options)))
+    def guess(self, start: Plan | None) -> _Guess:
+        """Return the better of the baseline's plan and a start, both with these options only."""
+        plan = self._widen(greedy(keep(self.problem, self.options)))
+        if start is not None and not (self.whole and _is_partial(self.problem, start)):
+            mine = self._widen(onto(self.problem, self.options, start, whole=self.whole))
+            if is_better(self.problem, mine, plan):
+                return _Guess(mine, is_start=True)
+        return _Guess(plan, is_start=False)
 
     def start(self, plan: Plan) -> FloatArray:
         """`plan`, which uses these options only, as a start for the solver."""
@@ -225,9 +251,18 @@ class _Stage:
         return Plan(replicas)
 
 
+def _is_partial(problem: AllocationProblem, plan: Plan) -> bool:
+    """Whether a plan serves a part of some demand, which the whole program has no column for."""
+    share = served_share(problem, plan)
+    return bool(((share > 0) & (share < 1)).any())
+
+
 def _stage(problem: AllocationProblem, *, serve_all: bool, names: bool) -> _Stage:
-    options = np.flatnonzero(~dominated(problem, whole=is_whole(problem, serve_all=serve_all)))
-    return _Stage(problem, options, formulate(keep(problem, options), serve_all=serve_all, names=names))
+    whole = is_whole(problem, serve_all=serve_all)
+    options = np.flatnonzero(~dominated(problem, whole=whole))
+    return _Stage(
+        problem, options, whole, formulate(keep(problem, options), serve_all=serve_all, names=names)
+    )
 
 
 def _all_served(formulation: Formulation, raw: RawSolution) -> tuple[LevelResult, ...]:
@@ -240,10 +275,9 @@ def _all_served(formulation: Formulation, raw: RawSolution) -> tuple[LevelResult
 
 
 def _by_level(
-    stage: _Stage, backend: Backend, options: SolveOptions, clock: _Clock
+    stage: _Stage, plan: Plan, backend: Backend, options: SolveOptions, clock: _Clock
 ) -> tuple[Plan, tuple[LevelResult, ...], RawSolution, Milp]:
-    """Solve level after level; where a level finds no point in time, the best plan so far stands in."""
-    plan = stage.greedy()
+    """Solve level after level; where a level finds no point in time, the best `plan` so far stands in."""
     results: list[LevelResult] = []
     objectives = stage.formulation.objectives
     for index, objective in enumerate(objectives):

@@ -80,6 +80,14 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.starts = Counter(
+            "fleetopt_starts",
+            "Plans to start from, by whether they were better than the baseline: used or unused.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("used", "unused"):
+            self.starts.labels(result)
         for event in WorkerEvent:
             if event is not WorkerEvent.READY:
                 self.workers_lost.labels(event.value)
@@ -114,6 +122,11 @@ class Metrics:
         """Count candidates whose sizing was remembered, and that had to be sized."""
         self.curves.labels("hit").inc(hits)
         self.curves.labels("miss").inc(misses)
+
+    def observe_start(self, led: bool | None) -> None:
+        """Count a start by whether it was better than the baseline; None: there was none."""
+        if led is not None:
+            self.starts.labels("used" if led else "unused").inc()
 
     def observe_pool(self, pending: Callable[[], float], ready: Callable[[], float]) -> None:
         """Read the two worker gauges from these functions whenever the metrics are scraped."""
