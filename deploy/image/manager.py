@@ -44,6 +44,9 @@ def main(arguments: list[str]) -> int:
         if process.pid != ended:
             process.terminate()
             process.wait()
+    if stopping and code == -signal.SIGTERM:
+        # It was told to end before it had begun to listen for that.
+        return 0
     return code if stopping or ended == running[1].pid else 1
 
 
