@@ -101,3 +101,18 @@ def test_manager_runs_service_and_controller_as_one(ended: str, code: int, kubec
     for pid in both.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_manager_told_to_end_while_its_programs_start_ends_well(tmp_path: Path) -> None:
+    """Programs that do not listen for the signal yet die of it; that is no failure."""
+    for name in ("fleetopt", "fleetopt-controller"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/{name}.began\nexec sleep 60\n")
+        program.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    environ.pop("FLEETOPT_OPTIMIZER_URL", None)
+    command = [sys.executable, str(DEPLOY / "image" / "manager.py")]
+    with subprocess.Popen(command, env=environ) as process:
+        wait_until(lambda: len(list(tmp_path.glob("*.began"))) == 2, 30.0)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
