@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from controller.crd import Variant, VariantKey
     from controller.options import Option
     from controller.snapshot import Workload
-    from solver.schema import Allocation, Response, Unserved
+    from solver.schema import Alloc, Allocation, Response, Unserved
 
 # Demand that replicas cannot serve: fewer of them would be no better.
 _HOPELESS = {
@@ -30,9 +30,14 @@ _HOPELESS = {
     "keepAccelerator": "TargetsUnreachable",
 }
 
+# Of a quotient of rates that have been through JSON and back: less is no further replica.
+_ROUNDING = 1e-6
+
 
 def check_answer(analysis: Analysis, response: Response) -> None:
     """Refuse an answer that cannot be acted on.
+
+    A server that is absent keeps what it runs, so the GPUs of that are not there for the others.
 
     Raises
     ------
@@ -43,11 +48,16 @@ def check_answer(analysis: Analysis, response: Response) -> None:
     if analysis.system is None:
         return
     used: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    running = {server.name: server.current_alloc for server in analysis.system.server_data.servers}
     for group in analysis.groups:
         allocation = response.allocations.get(group.server)
-        if allocation is None:
-            continue
         options = {option.wire_name: option for option in group.options}
+        if allocation is None:
+            for name, replicas in _replicas_by_name(running[group.server]).items():
+                its = options[name]
+                kept[its.device] = kept.get(its.device, 0) + replicas * its.profile.acc_count
+            continue
         for name, replicas in _replicas_by_name(allocation).items():
             option = options.get(name)
             if option is None or replicas < 0:
@@ -57,8 +67,10 @@ def check_answer(analysis: Analysis, response: Response) -> None:
         return
     there = {entry.type: entry.count for entry in analysis.system.capacity_data.count}
     for device, cards in used.items():
-        if cards > there.get(device, 0):
-            raise OptimizerError(f"the answer takes {cards} {device}, there are {there.get(device, 0)}")
+        left = max(there.get(device, 0) - kept.get(device, 0), 0)
+        if cards > left:
+            absent = f" without the {kept[device]} of servers that it leaves out" if kept.get(device) else ""
+            raise OptimizerError(f"the answer takes {cards} {device}, there are {left}{absent}")
 
 
 def split(replicas: int, variants: Sequence[Variant], workloads: Mapping[VariantKey, Workload]) -> list[int]:
@@ -88,7 +100,7 @@ def split(replicas: int, variants: Sequence[Variant], workloads: Mapping[Variant
     return given
 
 
-def _replicas_by_name(allocation: Allocation) -> dict[str, int]:
+def _replicas_by_name(allocation: Allocation | Alloc) -> dict[str, int]:
     """Replicas by the name of the accelerator in the system."""
     if allocation.parts:
         return {part.accelerator: part.num_replicas for part in allocation.parts}
@@ -192,10 +204,11 @@ def _one_kind_each(
 
 
 def remedy_of(group: Group, allocation: Allocation | None, shortage: Unserved) -> list[str]:
-    """Say what would serve the rest of a demand.
+    """Say what would serve the rest of a demand: so many more cards of one kind, for this group.
 
     A replica of a group that is short serves as much as it can, so what the answer's replicas serve tells how
-    many more would do. Where there is none the answer's own words have to do.
+    many more are needed. Where there is none the answer's own words have to do. No kind is named of which its
+    variants may have no more replicas.
 
     Parameters
     ----------
@@ -214,12 +227,30 @@ def remedy_of(group: Group, allocation: Allocation | None, shortage: Unserved) -
         return ["a larger maxReplicas would serve it"]
     if shortage.reason != "gpus" or allocation is None:
         return []
-    missing_rpm = shortage.unserved_share * group.load.arrival_rpm
-    options = {option.wire_name: option for option in group.options}
+    parts = allocation.parts or (allocation,)
+    missing_rpm = group.load.arrival_rpm - sum(part.load.arrival_rate_rpm for part in parts)
+    missing = sum(v.min_replicas or 0 for v in group.variants) - sum(part.num_replicas for part in parts)
     ways = []
-    for part in allocation.parts or (allocation,):
-        if part.num_replicas and part.load.arrival_rate_rpm:
-            option, served_rpm = options[part.accelerator], part.load.arrival_rate_rpm / part.num_replicas
-            cards = math.ceil(missing_rpm / served_rpm) * option.profile.acc_count
-            ways.append(f"{cards} more {option.accelerator}")
-    return [f"about {' or '.join(ways)} would serve it"] if ways else []
+    for part in parts:
+        if not part.num_replicas:
+            continue
+        served_rpm = part.load.arrival_rate_rpm / part.num_replicas
+        for_load = math.ceil(missing_rpm / served_rpm - _ROUNDING) if served_rpm else 0
+        more = max(for_load, missing)
+        if part.num_replicas + more <= _most(group, part.accelerator):
+            ways.append(_in_cards(group, part.accelerator, more))
+    return [f"{' or '.join(ways)} would serve it"] if ways else []
+
+
+def _most(group: Group, wire_name: str) -> float:
+    """Most replicas of a kind that the variants of a group may have together; infinite: any number."""
+    offering = {option.variant for option in group.options if option.wire_name == wire_name}
+    limits = [variant.max_replicas for variant in group.variants if variant.key in offering]
+    return sum(math.inf if limit is None else limit for limit in limits)
+
+
+def _in_cards(group: Group, wire_name: str, replicas: int) -> str:
+    option = next(option for option in group.options if option.wire_name == wire_name)
+    cards = option.profile.acc_count
+    on_a_node = f" ({cards} on a node)" if cards > 1 else ""
+    return f"{cards * replicas} more {option.accelerator}{on_a_node}"

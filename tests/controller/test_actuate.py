@@ -1,5 +1,6 @@
 """From an answer to what each variant is to have, and what is written."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -218,16 +219,50 @@ def test_cards_that_would_serve_the_rest_are_named() -> None:
     found = decision(planned(seen))
     assert (found.desired, reasons(found)["OptimizationReady"]) == (3, "True DemandUnserved")
     assert "37% of the demand is not served" in found.why
-    assert "about 2 more A100 would serve it" in found.why
+    assert "; 2 more A100 would serve it" in found.why
 
     # Replicas of two cards each.
     two_cards = {"vllm": Workload(1, 1, gpus_per_replica=2)}
     seen = replace(seen, inventory=nodes(A100=6), workloads={key(): two_cards["vllm"]})
-    assert "about 4 more A100 would serve it" in decision(planned(seen)).why
+    assert "; 4 more A100 (2 on a node) would serve it" in decision(planned(seen)).why
 
     # Without a single card nothing tells what a replica does; the answer says what is needed.
     why = decision(planned(replace(seen, inventory=nodes(A100=0)))).why
     assert "its whole demand needs 10 NVIDIA-A100-PCIE-80GB (0 left by the others)" in why
+
+
+def cards_more(why: str, accelerator: str) -> int:
+    """Of an accelerator, as a condition says; 0: it names none."""
+    found = re.search(rf"(\d+) more {accelerator}\b", why)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("least", [0, 6])
+@pytest.mark.parametrize("rate_rpm", [75.0, 75.9, 76.0, 101.2, 101.3, 333.0])
+def test_so_many_cards_as_are_named_would_serve_the_rest_and_one_less_would_not(
+    rate_rpm: float, least: int
+) -> None:
+    def why(cards: int) -> str:
+        variant = va(profiles=[profile("A100")], minReplicas=least)
+        seen = snapshot(variant, signals=(signal(rate_rpm),), inventory=nodes(A100=cards), settings=FREE)
+        return decision(planned(seen)).why
+
+    more = cards_more(why(2), "A100")
+    assert more > 0
+    assert "would serve" not in why(2 + more)
+    assert "not served" in why(2 + more - 1)
+
+
+def test_either_kind_of_cards_that_would_serve_the_rest_of_a_mix() -> None:
+    def why(h100: int, a100: int, **spec: int) -> str:
+        return decision(planned(two(h100=h100, a100=a100, rate_rpm=200.0, **spec)), "on-a100").why
+
+    said = why(2, 3)
+    assert (cards_more(said, "A100"), cards_more(said, "H100")) == (3, 3)
+    assert "would serve" not in why(2, 6)
+    assert "would serve" not in why(5, 3)
+    # More of a kind than its variants may have are no help.
+    assert why(2, 3, maxReplicas=5).endswith("; 3 more H100 would serve it")
 
 
 def test_maximum_that_is_too_low_is_named() -> None:
@@ -247,6 +282,31 @@ def test_server_absent_from_an_answer_keeps_what_it_runs() -> None:
     answer = solved(analysis.system).model_copy(update={"allocations": {}})
     found = decision(plan(analysis, answer, seen, 100.0))
     assert (found.desired, found.held_reason, found.changes) == (None, "NotInAnswer", False)
+
+
+def test_gpus_of_a_server_absent_from_an_answer_are_not_given_to_others() -> None:
+    """It keeps its replicas, so an answer that gives their GPUs away cannot be followed."""
+    low = "granite-13b"
+    seen = snapshot(
+        va("a", profiles=[profile("A100")]),
+        va("b", model=low, profiles=[profile("A100")]),
+        signals=(signal(70.0), signal(70.0, model=low, output_tokens=178.0)),
+        workloads={"a": Workload(1, 1), "b": Workload(3, 3)},
+        inventory=nodes(A100=6),
+        settings=FREE,
+    )
+    analysis = analyze(seen, Memory(), 100.0)
+    assert analysis.system is not None
+    answer = solved(analysis.system)
+    own = {name: one for name, one in answer.allocations.items() if name.startswith("a:")}
+    followed = plan(analysis, answer.model_copy(update={"allocations": own}), seen, 100.0)
+    assert decision(followed, "a").desired == 3
+    assert decision(followed, "b").held_reason == "NotInAnswer"
+
+    fewer = replace(seen, inventory=nodes(A100=5))
+    analysis = analyze(fewer, Memory(), 100.0)
+    with pytest.raises(OptimizerError, match=r"takes 3 .* there are 2 without the 3 of servers"):
+        plan(analysis, answer.model_copy(update={"allocations": own}), fewer, 100.0)
 
 
 def answered(seen: Snapshot, accelerator: str, replicas: int) -> tuple[Analysis, schema.Response]:
