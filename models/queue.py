@@ -159,12 +159,18 @@ class Block:
         log(p(n) / p(0)) at lambda = mu(N) for n = 1..W; -inf from n = N on.
     sparse : (M, ceil(W / ANCHOR_STRIDE)) float
         Every `ANCHOR_STRIDE`-th column of `log_weight`, side by side in memory.
+    basis : (2, W) float
+        1 and n for each column.
+    filled : int
+        So many of the first columns are finite in every row.
     """
 
     rows: IntArray
     members: IntArray
     log_weight: FloatArray
     sparse: FloatArray
+    basis: FloatArray
+    filled: int
 
     def sums(self, log_load: FloatArray, log_floor: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Sum up the weights p(n) / p(0), n = 1..N-1.
@@ -183,18 +189,20 @@ class Block:
         sums : (2, m) float
             The sum of the weights and the sum of n x weight, both divided by exp(anchor).
         """
-        count = np.arange(1.0, self.log_weight.shape[1] + 1.0)
+        count = self.basis[1]
         # From one state to the next a weight changes by lambda / mu(n), far too little for the largest one to
         # hide from exp()'s range between the states looked at here.
         sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE]
         sparse += self.sparse[self.members]
         anchor = np.maximum(sparse.max(axis=1), log_floor)
-        basis = np.array((np.ones_like(count), count))
-        weight = np.array((-anchor, log_load)).T @ basis
+        weight = np.array((-anchor, log_load)).T @ self.basis
         weight += self.log_weight[self.members]
-        np.maximum(weight, LOWEST_EXPONENT, out=weight)  # exp() is slow where it underflows
+        # exp() is slow where it underflows: beyond N, and at the far end of a large batch.
+        least = min(weight[:, 0].min(), weight[:, self.filled - 1].min())
+        low = weight[:, 0 if least < LOWEST_EXPONENT else self.filled :]
+        np.maximum(low, LOWEST_EXPONENT, out=low)
         np.exp(weight, out=weight)
-        return anchor, basis @ weight.T
+        return anchor, self.basis @ weight.T
 
 
 @dataclass(frozen=True)
@@ -252,9 +260,11 @@ class BatchQueue:
             np.log(ratio, out=ratio)
             log_weight = np.cumsum(ratio, axis=1, out=ratio)
             log_full[rows] = log_weight[np.arange(len(rows)), last]
-            log_weight[count > last[:, np.newaxis]] = -np.inf
+            filled = int(last.min())
+            log_weight[:, filled:][count[filled:] > last[:, np.newaxis]] = -np.inf
             sparse = np.ascontiguousarray(log_weight[:, ::ANCHOR_STRIDE])
-            blocks.append(Block(rows, np.arange(len(rows)), log_weight, sparse))
+            basis = np.array((np.ones_like(count), count))
+            blocks.append(Block(rows, np.arange(len(rows)), log_weight, sparse, basis, filled))
         return cls(
             max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(blocks)
         )
@@ -268,7 +278,10 @@ class BatchQueue:
             rows = position[block.rows]
             kept = np.flatnonzero(rows >= 0)
             if len(kept):
-                blocks.append(Block(rows[kept], block.members[kept], block.log_weight, block.sparse))
+                members = block.members[kept]
+                blocks.append(
+                    Block(rows[kept], members, block.log_weight, block.sparse, block.basis, block.filled)
+                )
         return BatchQueue(
             self.max_batch[index],
             self.max_queue[index],
@@ -282,8 +295,17 @@ class BatchQueue:
 
         A very low rate does not reach them. `count` is at most `ANCHOR_STRIDE`.
         """
-        blocks = (Block(b.rows, b.members, b.log_weight[:, :count], b.sparse[:, :1]) for b in self.blocks)
-        return replace(self, blocks=tuple(blocks))
+        blocks = tuple(
+            replace(
+                block,
+                log_weight=block.log_weight[:, :count],
+                sparse=block.sparse[:, :1],
+                basis=block.basis[:, :count],
+                filled=min(block.filled, count),
+            )
+            for block in self.blocks
+        )
+        return replace(self, blocks=blocks)
 
     def solve(self, arrival_rps: FloatArray) -> State:
         """Stationary state at an arrival rate.

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.capacity import LOWEST_SHARE, LOWEST_STATES
 from models.queue import BatchQueue
 
 if TYPE_CHECKING:
@@ -234,14 +235,14 @@ def test_a_wide_server_whose_likeliest_state_is_far_from_both_ends(load):
 @pytest.mark.parametrize("size", [1, 20, 300])
 def test_at_a_low_rate_the_first_states_are_all(size):
     queue = build([1.0 + 0.05 * np.arange(size)], [7])
-    rate = np.array([1e-3])
-    first, whole = queue.first_states(32).solve(rate), queue.solve(rate)
+    rate = np.array([LOWEST_SHARE])
+    first, whole = queue.first_states(LOWEST_STATES).solve(rate), queue.solve(rate)
     for name, value in vars(whole).items():
         assert vars(first)[name] == pytest.approx(value, rel=1e-13), name
     # It does leave states out: at a high rate the figures differ.
     high = np.array([0.9 * queue.full_rate_rps[0]])
-    same = queue.first_states(32).solve(high).occupancy == pytest.approx(queue.solve(high).occupancy)
-    assert same == (size <= 32)
+    same = queue.first_states(LOWEST_STATES).solve(high).occupancy == pytest.approx(queue.solve(high).occupancy)
+    assert same == (size <= LOWEST_STATES)
 
 
 @pytest.mark.parametrize("max_queue", [1, 10, 50_000])
