@@ -241,7 +241,9 @@ def test_at_a_low_rate_the_first_states_are_all(size):
         assert vars(first)[name] == pytest.approx(value, rel=1e-13), name
     # It does leave states out: at a high rate the figures differ.
     high = np.array([0.9 * queue.full_rate_rps[0]])
-    same = queue.first_states(LOWEST_STATES).solve(high).occupancy == pytest.approx(queue.solve(high).occupancy)
+    same = queue.first_states(LOWEST_STATES).solve(high).occupancy == pytest.approx(
+        queue.solve(high).occupancy
+    )
     assert same == (size <= LOWEST_STATES)
 
 
