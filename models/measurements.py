@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,13 @@ QUEUED_SHARE = 0.5
 
 # Relative disagreement of end-to-end time with TTFT + (b - 1) ITL that is worth a warning.
 E2E_TOLERANCE = 0.1
+
+# An ITL this close to end-to-end time / b in most points, and not to what it has to be, was computed so.
+SAME = 0.005
+
+# The first token of a request that is alone takes an iteration with a prompt in it. A TTFT below this share
+# of the ITL says that one of the two is wrong.
+LONE_TTFT_ITL = 0.9
 
 # An ITL that is lower by more than this at a larger batch of the same shape is worth a warning.
 FALLING_ITL = 0.1
@@ -137,9 +145,12 @@ def read(paths: Iterable[Path]) -> Measurements:
     rows: list[dict[str, float]] = []
     for path in paths:
         text = path.read_text(encoding="utf-8-sig")
-        found = list(_csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text, path.name))
-        if not found:
-            raise MeasurementError(f"{path.name}: no measurement in it")
+        try:
+            found = list(_csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text))
+            if not found:
+                raise MeasurementError("no measurement in it")
+        except MeasurementError as error:
+            raise MeasurementError(f"{path}: {error}") from error
         rows += found
     return from_rows(rows)
 
@@ -158,11 +169,11 @@ def check(measured: Measurements) -> tuple[Measurements, list[str]]:
     ------
     MeasurementError
         Nothing to fit; a number is negative, zero or not finite; one batch size only; seconds or microseconds
-        for milliseconds; inter-token latency counted twice.
+        for milliseconds; an inter-token latency that is counted twice, or has the first token in it.
     """
     _check_numbers(measured)
     _check_units(measured)
-    warnings = _check_end_to_end(measured)
+    warnings = _check_end_to_end(measured) + _check_alone(measured)
     total_ms = measured.ttft_ms + (measured.out_tokens - 1) * measured.itl_ms
     others = ~measured.together & (measured.concurrency > 1)  # a request that is alone has none to queue for
     queued = others & (measured.ttft_ms > QUEUED_SHARE * total_ms)
@@ -212,12 +223,21 @@ def _check_units(measured: Measurements) -> None:
     if itl_ms < LEAST_ITL_MS:
         raise MeasurementError(f"the median ITL is {itl_ms:g} ms: are the times in seconds?")
     if itl_ms > GREATEST_ITL_MS:
-        raise MeasurementError(f"the median ITL is {itl_ms:g} ms: are the times in microseconds?")
+        raise MeasurementError(
+            f"the median ITL is {itl_ms:g} ms: are the times in microseconds, or of whole requests?"
+        )
+    odd = (measured.itl_ms < LEAST_ITL_MS) | (measured.itl_ms > GREATEST_ITL_MS)
+    if odd.any():
+        first = int(np.flatnonzero(odd)[0])
+        raise MeasurementError(
+            f"the ITL of point {first + 1} is {measured.itl_ms[first]:g} ms, the median {itl_ms:g} ms: are "
+            f"the units mixed? ({odd.sum()} such points)"
+        )
     ratio = measured.ttft_ms / measured.itl_ms
     if np.isfinite(ratio).any() and float(np.nanmedian(ratio)) < 0.5:
         raise MeasurementError(
             "the TTFT is less than half an iteration in most points: "
-            "is it in seconds, or are columns swapped?"
+            "is it in seconds, are columns swapped, or is the ITL of whole requests?"
         )
 
 
@@ -227,7 +247,16 @@ def _check_end_to_end(measured: Measurements) -> list[str]:
     known = np.isfinite(measured.e2e_ms) & np.isfinite(measured.ttft_ms) & (decode_ms > 0)
     if not known.any():
         return []
-    share = float(np.median((measured.e2e_ms - measured.ttft_ms)[known] / decode_ms[known]))
+    ratio = (measured.e2e_ms - measured.ttft_ms)[known] / decode_ms[known]
+    whole = (measured.e2e_ms / (measured.out_tokens * measured.itl_ms))[known]
+    if float(np.median(np.abs(whole - 1.0))) < SAME < float(np.median(np.abs(ratio - 1.0))):
+        raise MeasurementError(
+            "the ITL is the end-to-end time over the output tokens, with the first token in it: "
+            "(end-to-end time - TTFT) / (output tokens - 1) is needed"
+        )
+    share = float(np.median(ratio))
+    if share <= 0.0:
+        raise MeasurementError("the end-to-end time is less than the TTFT in most points: is it in seconds?")
     if abs(share - 0.5) < E2E_TOLERANCE / 2:
         raise MeasurementError(
             "the end-to-end time less the TTFT is half of (output tokens - 1) x ITL: the ITL is counted twice"
@@ -238,6 +267,18 @@ def _check_end_to_end(measured: Measurements) -> list[str]:
             "they should agree"
         ]
     return []
+
+
+def _check_alone(measured: Measurements) -> list[str]:
+    """Compare the TTFT with the ITL where nothing else runs."""
+    alone = (measured.concurrency <= 1.0) & np.isfinite(measured.ttft_ms)
+    ratio = measured.ttft_ms[alone] / measured.itl_ms[alone]
+    if not len(ratio) or float(np.median(ratio)) >= LONE_TTFT_ITL:
+        return []
+    return [
+        "the TTFT of a request that is alone is less than the time between two of its tokens: is the ITL "
+        "counted twice?"
+    ]
 
 
 def _falling(measured: Measurements) -> list[str]:
@@ -256,6 +297,8 @@ def _falling(measured: Measurements) -> list[str]:
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, float]]:
+    if not text.strip():
+        raise MeasurementError("the file is empty")
     lines = csv.DictReader(text.splitlines())
     names = {str(name).strip().lower(): str(name) for name in lines.fieldnames or ()}
     column: dict[str, str] = {}
@@ -278,56 +321,63 @@ def _csv_rows(text: str) -> Iterator[dict[str, float]]:
         yield point
 
 
-def _json_rows(text: str, name: str) -> Iterator[dict[str, float]]:
+def _json_rows(text: str) -> Iterator[dict[str, float]]:
+    if not text.strip():
+        raise MeasurementError("the file is empty")
     try:
         documents = [json.loads(text)]
     except json.JSONDecodeError:
         try:
             documents = [json.loads(line) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError as error:
-            raise MeasurementError(f"{name}: neither JSON nor JSON lines: {error}") from error
+            raise MeasurementError(f"neither JSON nor JSON lines: {error}") from error
     if len(documents) == 1 and isinstance(documents[0], list):
         documents = documents[0]
     for document in documents:
         if not isinstance(document, dict):
-            raise MeasurementError(f"{name}: an object was expected")
+            raise MeasurementError("an object was expected")
         if isinstance(document.get("benchmarks"), list):
             for benchmark in document["benchmarks"]:
-                yield _guidellm_point(benchmark, name)
+                yield _guidellm_point(benchmark)
         elif "mean_tpot_ms" in document:
-            yield _vllm_point(document, name)
+            yield _vllm_point(document)
         else:
             raise MeasurementError(
-                f"{name}: neither a guidellm report (key 'benchmarks') nor a vLLM result (key 'mean_tpot_ms')"
+                "neither a guidellm report (key 'benchmarks') nor a vLLM result (key 'mean_tpot_ms')"
             )
 
 
-def _guidellm_point(benchmark: Any, name: str) -> dict[str, float]:
+def _guidellm_point(benchmark: Any) -> dict[str, float]:
     def mean(metric: str) -> float:
         try:
             return float(benchmark["metrics"][metric]["successful"]["mean"])
         except (KeyError, TypeError, ValueError) as error:
-            raise MeasurementError(f"{name}: no metrics.{metric}.successful.mean in a benchmark") from error
+            raise MeasurementError(f"no metrics.{metric}.successful.mean in a benchmark") from error
 
-    return {
+    if mean("output_token_count") < 1:
+        raise MeasurementError("no request of a benchmark was completed")
+    point = {
         "concurrency": max(mean("request_concurrency"), 1.0),
         "in_tokens": mean("prompt_token_count"),
         "out_tokens": mean("output_token_count"),
         "itl_ms": mean("inter_token_latency_ms"),
         "ttft_ms": mean("time_to_first_token_ms"),
     }
+    if benchmark["metrics"].get("request_latency") is not None:
+        point["e2e_ms"] = mean("request_latency") * MS_PER_S
+    return point
 
 
-def _vllm_point(result: Mapping[str, Any], name: str) -> dict[str, float]:
+def _vllm_point(result: Mapping[str, Any]) -> dict[str, float]:
     def number(key: str) -> float:
         try:
             return float(result[key])
         except (KeyError, TypeError, ValueError) as error:
-            raise MeasurementError(f"{name}: no number {key!r}") from error
+            raise MeasurementError(f"no number {key!r}") from error
 
     completed = number("completed")
     if completed < 1:
-        raise MeasurementError(f"{name}: no request was completed")
+        raise MeasurementError("no request was completed")
     point = {
         "in_tokens": number("total_input_tokens") / completed,
         "out_tokens": number("total_output_tokens") / completed,
@@ -337,10 +387,13 @@ def _vllm_point(result: Mapping[str, Any], name: str) -> dict[str, float]:
     }
     if result.get("mean_e2el_ms") is not None:
         point["e2e_ms"] = number("mean_e2el_ms")
-    if result.get("max_concurrency") is not None:
-        point["concurrency"] = number("max_concurrency")
+    limit = completed if result.get("max_concurrency") is None else number("max_concurrency")
+    if limit < completed and float(result.get("request_rate") or inf) == inf:
+        point["concurrency"] = limit
     else:
-        # Arrivals were not limited: Little's law gives the mean number of requests in the system.
+        # At a request rate, or with few requests, the limit is not what was reached. Little's law gives the
+        # mean number of requests in the system.
         total_ms = point["ttft_ms"] + (point["out_tokens"] - 1) * point["itl_ms"]
-        point["concurrency"] = max(completed * total_ms / (number("duration") * MS_PER_S), 1.0)
+        mean = completed * total_ms / (number("duration") * MS_PER_S)
+        point["concurrency"] = min(max(mean, 1.0), limit)
     return point

@@ -80,7 +80,8 @@ def expand_catalog(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
     ):
         return document, []
 
-    expansion = _Expansion()
+    optimizer = _dict(_get(_dict(_get(system, "optimizerData")), "optimizer"))
+    expansion = _Expansion(queue_model=_get(optimizer, "queueModel"))
     new_accelerators = [
         expansion.accelerator(item, f"{prefix}.{'.'.join(accelerator_path)}[{index}]")
         if _is_reference(item, "catalog")
@@ -156,13 +157,14 @@ def profile_entry(fitted: Fit, *, model: str, accelerator: str, units: int = 1) 
         }
     # A share of a millisecond is no overhead worth a key.
     overhead = {"overhead": round(fitted.overhead_ms, 1)} if fitted.overhead_ms >= LEAST_OVERHEAD_MS else {}
-    return entry | {"perfParms": values} | overhead
+    return entry | {"perfParms": values, "queueModel": "moments"} | overhead
 
 
 class _Expansion:
     """What one document refers to, with the problems and warnings on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_model: Any) -> None:
+        self.queue_model = queue_model
         self.gpus = {row.gpu: row for row in catalog.gpus()}
         self.prices = catalog.prices()
         self.profiles = catalog.profiles()
@@ -275,8 +277,10 @@ class _Expansion:
             "weightSize": row.weights_gb,
             "kvBytesPerToken": row.kv_bytes_per_token,
             "perfParms": law_3_parameters(row),
-            "queueModel": "moments",
         }
+        # What the options ask for wins over the default.
+        if self.queue_model is None:
+            found["queueModel"] = "moments"
         own = {key: value for key, value in item.items() if key.lower() != PROFILE_KEY}
         return {key: value for key, value in found.items() if _find(item, key) is None} | own
 

@@ -46,7 +46,8 @@ def run_fit(args: argparse.Namespace) -> int:
         measured = read(args.files)
         fitted = fit(measured, experts=experts, expert_fraction=share, expected=_data_sheet(args))
     except MeasurementError as error:
-        raise InputError([Problem(_names(args.files), "", str(error))]) from error
+        names = _names(args.files)
+        raise InputError([Problem(names, "", str(error).removeprefix(f"{names}: "))]) from error
     except OSError as error:
         path = error.filename or _names(args.files)
         raise InputError([Problem(str(path), "", f"a file that can be read ({error.strerror})")]) from error
@@ -206,8 +207,10 @@ def run_catalog(args: argparse.Namespace) -> int:
     ]
     if args.output == "json":
         print(json.dumps(_null(found), indent=2))
-    else:
+    elif found:
         _table(*_columns(args.what, found))
+    else:
+        print(f"none of the {args.what} matches")
     return OK
 
 
@@ -226,8 +229,6 @@ def _columns(what: str, rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], li
             )
             for row in rows
         ]
-    if not rows:
-        return (), []
     return tuple(rows[0]), [tuple(_cell(value) for value in row.values()) for row in rows]
 
 

@@ -194,3 +194,8 @@ def test_numbers_of_the_wrong_kind_are_refused(capsys):
         with pytest.raises(SystemExit):
             run(*NEW, *option)
         assert "must be" in capsys.readouterr().err
+
+
+def test_a_listing_without_a_match_says_so(capsys):
+    assert run("catalog", "prices", "--gpu", "abacus") == 0
+    assert capsys.readouterr().out == "none of the prices matches\n"

@@ -104,6 +104,14 @@ def test_the_figures_of_the_catalogue_are_filled_in():
     ]
 
 
+@pytest.mark.parametrize("options", [{"queueModel": "reference"}, {"QUEUEMODEL": "moments"}])
+def test_the_options_queue_model_wins_over_the_default(options):
+    given = document()
+    given["system"]["optimizerData"] = {"Optimizer": options}
+    expanded, _ = expand_catalog(given)
+    assert "queueModel" not in entries(expanded)[1]
+
+
 def test_the_expanded_document_is_a_system():
     parsed = schema.parse_system(expand_catalog(document())[0])
     (profile,) = parsed.system.model_data.models
@@ -279,6 +287,7 @@ def test_a_fit_becomes_a_profile_that_the_schema_takes(form, law):
     )
     profile = schema.ModelProfile.model_validate(entry)
     assert (profile.law, profile.acc_count, profile.max_batch_size) == (law, 2, 32)
+    assert profile.queue_model == ("moments" if law == 3 else None)
     if law == 2:
         assert profile.decode_parms.alpha_ms == pytest.approx(10)
         assert profile.prefill_parms.delta_ms == pytest.approx(0.01)

@@ -58,6 +58,9 @@ def test_csv_with_a_word_for_a_number_names_the_cell(tmp_path):
 def test_empty_file(tmp_path):
     with pytest.raises(MeasurementError, match=r"m\.csv: no measurement in it"):
         read([write(tmp_path / "m.csv", "batch,isl,osl,itl_ms\n")])
+    for name in ("m.csv", "m.json"):
+        with pytest.raises(MeasurementError, match=f"{name}: the file is empty"):
+            read([write(tmp_path / name, " \n")])
 
 
 def guidellm(concurrency, itl_ms):
@@ -84,6 +87,15 @@ def test_guidellm_report(tmp_path):
     assert found.itl_ms.tolist() == [20, 22]
     assert found.in_tokens.tolist() == [1024, 1024]
     assert found.ttft_ms.tolist() == [100, 100]
+    assert found.e2e_ms.tolist() == [2640, 2640]
+
+
+def test_guidellm_benchmark_in_which_nothing_was_completed(tmp_path):
+    empty = guidellm(4, 20)
+    for metric in empty["metrics"].values():
+        metric["successful"]["mean"] = 0.0
+    with pytest.raises(MeasurementError, match=r"benchmarks\.json: no request of a benchmark was completed"):
+        read([write(tmp_path / "benchmarks.json", {"benchmarks": [empty]})])
 
 
 def test_guidellm_report_without_a_metric_names_it(tmp_path):
@@ -122,6 +134,20 @@ def test_vllm_result_without_a_limit_of_concurrency_has_that_of_littles_law(tmp_
     assert found.concurrency[0] == pytest.approx(200 * 2.64 / 60)
 
 
+@pytest.mark.parametrize(
+    ("change", "concurrency"),
+    [
+        ({"request_rate": 3.0}, 200 * 2.64 / 60),  # a rate at which the limit is not reached
+        ({"request_rate": 3.0, "duration": 20.0}, 16.0),  # and one at which it is
+        ({"max_concurrency": 512}, 200 * 2.64 / 60),  # more than there are requests
+        ({"request_rate": None}, 16.0),
+    ],
+)
+def test_vllm_result_whose_limit_of_concurrency_was_not_reached(tmp_path, change, concurrency):
+    found = read([write(tmp_path / "a.json", vllm(**change))])
+    assert found.concurrency[0] == pytest.approx(concurrency)
+
+
 def test_vllm_results_as_json_lines(tmp_path):
     lines = "\n".join(json.dumps(vllm(max_concurrency=n)) for n in (1, 2, 4))
     assert read([write(tmp_path / "all.jsonl", lines)]).concurrency.tolist() == [1, 2, 4]
@@ -155,14 +181,33 @@ def test_impossible_numbers_are_refused(change, message):
     ("common", "message"),
     [
         ({"itl_ms": 0.02, "ttft_ms": 0.1}, "in seconds"),
-        ({"itl_ms": 20_000.0, "ttft_ms": 1e5}, "in microseconds"),
+        ({"itl_ms": 20_000.0, "ttft_ms": 1e5}, "in microseconds, or of whole requests"),
         ({"ttft_ms": 0.1}, "TTFT is less than half an iteration"),
         ({"e2e_ms": 100.0 + 127 * 10.0}, "ITL is counted twice"),
+        ({"e2e_ms": 2.64}, "end-to-end time is less than the TTFT in most points: is it in seconds"),
+        ({"itl_ms": 2640.0 / 128, "e2e_ms": 2640.0}, "end-to-end time over the output tokens"),
     ],
 )
 def test_mixed_up_units_are_refused(common, message):
     with pytest.raises(MeasurementError, match=message):
         check(points({}, {}, {}, **common))
+
+
+@pytest.mark.parametrize("itl_ms", [0.02, 20_000.0])
+def test_a_single_point_of_another_unit_is_refused(itl_ms):
+    with pytest.raises(
+        MeasurementError, match=r"ITL of point 2 is \d+.* ms, the median 20 ms: are the units mixed"
+    ):
+        check(points({}, {"itl_ms": itl_ms}, {}))
+
+
+def test_a_ttft_below_an_iteration_is_said_of_requests_that_are_alone():
+    _, warnings = check(points({"ttft_ms": 12.0}, {}, {}))
+    assert warnings == [
+        "the TTFT of a request that is alone is less than the time between two of its tokens: is the ITL "
+        "counted twice?"
+    ]
+    assert check(points({}, {}, {}))[1] == []
 
 
 def test_an_end_to_end_time_that_does_not_add_up_is_said():
