@@ -120,6 +120,10 @@ class Cluster(ControlPlane):
         for daemon in (*self._components, *self._external):
             daemon.check()
 
+    def component(self, name: str) -> Daemon:
+        """Return the process of a component that runs, such as "prometheus"."""
+        return next(daemon for daemon in self._components if daemon.name == name)
+
     def add_nodes(self, nodes: Sequence[tuple[str, str, int]]) -> None:
         """Add nodes, and wait until pods can be placed on them.
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 BUILD = Path(__file__).parent / "build.sh"
 
@@ -81,6 +83,16 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let the process answer nobody meanwhile, as one that hangs."""
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def wait_until(

@@ -371,15 +371,18 @@ def test_gpus_that_the_role_does_not_grant_to_read(
 
 
 @in_namespace("old")
-def test_api_server_that_restarts(controller: Controller, plane: ControlPlane) -> None:
+def test_api_server_that_restarts(controller: Controller, plane: ControlPlane, admin: Admin) -> None:
     controller.step()
+    before = admin.variant("old", "vllm"), admin.replicas("old", "vllm")
     plane.stop()
     with pytest.raises(ClusterError, match="does not answer"):
         controller.step()
     plane.start()
     # A server that has just started refuses lists for a moment; the loop tries again with the next pass.
     wait_until(lambda: can_read(controller.kubernetes))
+    assert (admin.variant("old", "vllm"), admin.replicas("old", "vllm")) == before
     assert controller.step().problems == ()
+    assert (admin.variant("old", "vllm"), admin.replicas("old", "vllm")) == before
 
 
 def can_read(kubernetes: kube.Kubernetes) -> bool:

@@ -95,6 +95,13 @@ def without(name: str) -> Callable[[Bench, ExitStack], None]:
     return lambda bench, stack: bench.cluster.config_maps.pop(name) and None
 
 
+def with_entry(name: str, key: str, text: str) -> Callable[[Bench, ExitStack], None]:
+    def strike(bench: Bench, stack: ExitStack) -> None:
+        bench.cluster.config_maps[name] = {**bench.cluster.config_maps[name], key: text}
+
+    return strike
+
+
 @dataclass(frozen=True)
 class Fault:
     """What strikes, and the condition meanwhile: its type, its status and reason, words of its message."""
@@ -193,6 +200,18 @@ FAULTS = {
         "False AcceleratorUnknown",
         "accelerator-unit-costs has no usable entry for A100",
     ),
+    "bad price among good ones": Fault(
+        with_entry("accelerator-unit-costs", "A100", "{"),
+        "OptimizationReady",
+        "False AcceleratorUnknown",
+        "accelerator-unit-costs has no usable entry for A100",
+    ),
+    "bad class among good ones": Fault(
+        with_entry("service-classes-config", "premium.yaml", "name: ["),
+        "OptimizationReady",
+        "False ClassMissing",
+        f"no service class lists the model {MODEL}",
+    ),
 }
 
 
@@ -254,13 +273,21 @@ def test_rotated_token(bench: Bench, tmp_path: Path, stack: ExitStack) -> None:
     assert bench.cluster.scaled == [2, 5]
 
 
-def test_one_bad_entry_among_good_ones_and_a_bad_interval(bench: Bench) -> None:
+def test_bad_entry_of_others_and_a_bad_interval_stop_nothing(bench: Bench) -> None:
+    """They belong to no variant: the log says what they are, and the default interval counts meanwhile."""
     bench.cluster.config_maps["accelerator-unit-costs"] = {**COSTS, "B200": "{"}
     bench.cluster.config_maps["x-variantautoscaling-config"] = {"GLOBAL_OPT_INTERVAL": "sometimes"}
     outcome = bench.step()
     assert bench.cluster.scaled == [2]
+    assert bench.cluster.condition("OptimizationReady") == "True OptimizationSucceeded"
     assert outcome.settings.interval_s == 60
     assert ["B200" in p or "GLOBAL_OPT_INTERVAL" in p for p in outcome.problems] == [True, True]
+
+    bench.cluster.config_maps["accelerator-unit-costs"] = COSTS
+    bench.cluster.config_maps["x-variantautoscaling-config"] = {"GLOBAL_OPT_INTERVAL": "90s"}
+    outcome = bench.step()
+    assert outcome.settings.interval_s == 90
+    assert outcome.problems == ()
 
 
 def test_unreadable_nodes_are_told_and_scaling_goes_on(bench: Bench) -> None:

@@ -250,7 +250,7 @@ class Fleet:
             "podDisruptionBudget": {"enabled": True},
             "autoscalers": [
                 {"name": "vllm", "namespace": "hpa", "maxReplicas": 8},
-                {"name": "vllm", "namespace": "keda", "kind": "keda", "maxReplicas": 8},
+                {"name": "vllm", "namespace": "keda", "kind": "keda", "minReplicas": 0, "maxReplicas": 8},
             ],
         }
 
