@@ -43,9 +43,10 @@ from solver.packing import is_chain
 from solver.prices import Listed, ascend
 from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
 from solver.problem import LevelKind, Plan, levels
+from solver.ranging import on_the_line, range_of_row
 from solver.reduce import dominated, keep, onto
 from solver.repair import repaired
-from solver.solve import GpuValue, LevelResult, Solved, solve
+from solver.solve import Duals, GpuValue, LevelResult, Solved, solve
 from solver.stage import Coupling, Held, Stage
 from solver.starts import is_better
 
@@ -228,6 +229,8 @@ class _Priced:
         The stage's objective without money at the master's solution.
     short : float
         Violation of rows that the master could not avoid.
+    master : _Mastered or None
+        None where no prices were needed, or there was no time for it.
     """
 
     columns: Columns
@@ -238,12 +241,15 @@ class _Priced:
     split: BoolArray
     worth: float
     short: float
+    master: _Mastered | None = None
 
 
 @dataclass(frozen=True)
 class _Mastered:
-    """Solution of a restricted master: `x` and `columns` are those it had."""
+    """Solution of a restricted master: `x` and `columns` are those it had, of the program `milp`."""
 
+    milp: Milp
+    raw: RawSolution
     columns: Columns
     x: FloatArray
     duals: FloatArray
@@ -482,19 +488,29 @@ class _Search:
         return float(np.ceil(bound / unit - _HOLD_TOLERANCE)) * unit
 
     def _value(self, cost: _Priced | None, short: _Priced | None) -> GpuValue:
-        nothing = np.full(len(self.problem.gpu_types), np.nan)
-        nothing[self.coupling.row_type] = 0.0
         if cost is None:
-            unknown = np.full(len(self.problem.gpu_types), np.nan)
-            return GpuValue(unknown, unknown)
-        per_h = self._per_card(cost.duals, nothing)
-        return GpuValue(per_h, nothing if short is None else self._per_card(short.duals, nothing))
+            return GpuValue.unknown(len(self.problem.gpu_types))
+        return GpuValue.of(self._duals(cost), None if short is None else self._duals(short))
 
-    def _per_card(self, duals: FloatArray, nothing: FloatArray) -> FloatArray:
-        result = nothing.copy()
-        rows = self.coupling.counts_cards
-        np.add.at(result, self.coupling.row_type[rows], duals[: len(self.coupling.limit)][rows])
-        return result
+    def _duals(self, priced: _Priced) -> Duals:
+        """Prices of a GPU of each type, and the ranges in which they are the restricted master's."""
+        types = len(self.problem.gpu_types)
+        per_gpu, ranges = np.full(types, np.nan), np.full((types, 2), np.nan)
+        per_gpu[self.coupling.row_type] = 0.0
+        master = priced.master if priced.short <= _HOLD_TOLERANCE else None
+        duals = priced.duals if master is None else master.duals
+        rows = np.flatnonzero(self.coupling.counts_cards)
+        np.add.at(per_gpu, self.coupling.row_type[rows], duals[rows])
+        raw = None if master is None else master.raw
+        if master is None or raw is None or raw.x is None or raw.reduced_cost is None:
+            return Duals(per_gpu, ranges)
+        line, place = on_the_line(master.milp, raw.x, raw.reduced_cost)
+        for row, t in zip(rows.tolist(), self.coupling.row_type[rows].tolist(), strict=True):
+            if per_gpu[t] > 0 and self.problem.inventory.nodes[t] is None:
+                limits = replace(self.options, time_limit_s=max(self.left_s(), 0.01))
+                change = range_of_row(line, int(place[row]), per_gpu[t], raw.objective, self.backend, limits)
+                ranges[t] = self.coupling.limit[row] + np.array(change)
+        return Duals(per_gpu, ranges)
 
     # ---------------------------------------------------------------- prices
 
@@ -662,7 +678,7 @@ class _Search:
         self.basis = master.columns.take(master.x > 0)
         chosen, split = self._read(columns, master)
         worth = float(stage.service(master.columns) @ master.x)
-        return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short)
+        return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short, master)
 
     def _met(self, stage: Stage, master: _Mastered | None, bound: float) -> bool:
         """Whether the bound is near enough to the master's value, the least it could be."""
@@ -803,7 +819,7 @@ class _Search:
         x[free] = raw.x[: len(free)]
         duals = np.maximum(-raw.row_dual[: len(limits)], 0.0)
         short = float(raw.x[len(free) :].max(initial=0.0))
-        return _Mastered(columns, x, duals, raw.objective, short)
+        return _Mastered(milp, raw, columns, x, duals, raw.objective, short)
 
     def _solve(
         self,

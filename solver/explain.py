@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _SAME_COST = 1e-6
 
 
+# Numbers of GPUs that differ by less are equal.
+_SAME_NUMBER = 1e-4
+
+
 class Reason(StrEnum):
     """Why an option is not taken, or a server not served."""
 
@@ -91,7 +95,11 @@ class NotServed:
 
 @dataclass(frozen=True)
 class TypeUse:
-    """GPUs of one type. `available` is None when unlimited; values are NaN when not known."""
+    """GPUs of one type. `available` is None when unlimited; values are NaN when not known.
+
+    The ranges are the least and the largest number of GPUs of the type for which the value is what it is;
+    None where that is not known.
+    """
 
     gpu_type: int
     used: int
@@ -99,6 +107,8 @@ class TypeUse:
     binding: bool
     saved_per_h: float
     served_share: float
+    saved_range: tuple[int, int] | None = None
+    served_range: tuple[int, int] | None = None
 
 
 def in_words(fleet: Fleet, k: int) -> str:
@@ -408,6 +418,23 @@ def type_use(
         binding = limited and (wanted[t] or saved > 0 or served > 0)
         available = int(limit + held[t]) if limited else None
         found.append(
-            TypeUse(t, int(cards[t] + held[t]), available, bool(binding), float(saved), float(served))
+            TypeUse(
+                t,
+                int(cards[t] + held[t]),
+                available,
+                bool(binding),
+                float(saved),
+                float(served),
+                _whole_gpus(solved.value_of_gpu.cost_range[t], int(held[t])),
+                _whole_gpus(solved.value_of_gpu.unserved_range[t], int(held[t])),
+            )
         )
     return found
+
+
+def _whole_gpus(ends: FloatArray, held: int) -> tuple[int, int] | None:
+    """Return the whole numbers of GPUs between these ends, those that are held added; None for NaN."""
+    if np.isnan(ends).any():
+        return None
+    least, most = np.ceil(ends[0] - _SAME_NUMBER), np.floor(ends[1] + _SAME_NUMBER)
+    return int(least) + held, int(most) + held

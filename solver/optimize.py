@@ -298,13 +298,13 @@ def _baseline(problem: AllocationProblem) -> Solved:
     """Return what greedy finds: a plan, and no proof."""
     plan = greedy(problem)
     worth = score(problem, plan).levels
-    unknown = np.full(len(problem.gpu_types), np.nan)
+    unknown = GpuValue.unknown(len(problem.gpu_types))
     results = tuple(
         LevelResult(level, value, 0.0 if level.kind is not LevelKind.COST else -np.inf, Termination.FEASIBLE)
         for level, value in zip(levels(problem), worth, strict=True)
     )
     nothing_out = np.zeros(len(problem.option_server), dtype=bool)
-    return Solved(plan, results, nothing_out, GpuValue(unknown, unknown), "fleetopt", "", None)
+    return Solved(plan, results, nothing_out, unknown, "fleetopt", "", None)
 
 
 def _answer(parsed: schema.Parsed, result: _Result, options: RequestOptions) -> schema.Response:

@@ -98,7 +98,12 @@ def to_report(
 
 
 def _use(fleet: Fleet, use: TypeUse) -> schema.InventoryUse:
-    value = schema.ValueOfOneMoreGpu(cost_per_hour=use.saved_per_h, unserved_share=use.served_share)
+    value = schema.ValueOfOneMoreGpu(
+        cost_per_hour=use.saved_per_h,
+        unserved_share=use.served_share,
+        cost_range=_card_range(use.saved_range),
+        unserved_range=_card_range(use.served_range),
+    )
     return schema.InventoryUse(
         type=fleet.gpu_types[use.gpu_type],
         used=use.used,
@@ -107,6 +112,10 @@ def _use(fleet: Fleet, use: TypeUse) -> schema.InventoryUse:
         value_of_one_more_gpu=value,
         basis=BASIS,
     )
+
+
+def _card_range(ends: tuple[int, int] | None) -> schema.CardRange | None:
+    return None if ends is None else schema.CardRange(least=ends[0], most=ends[1])
 
 
 def _explanations(fleet: Fleet, reasons: NotTaken, details: list[str]) -> dict[str, list[schema.Explanation]]:

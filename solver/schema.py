@@ -780,11 +780,26 @@ class Unserved(Wire):
     detail: str = Field(description="the same in words, with figures")
 
 
+class CardRange(Wire):
+    """From how many cards of a type to how many; both included."""
+
+    least: int = Field(description="fewest cards")
+    most: int = Field(description="most cards")
+
+
 class ValueOfOneMoreGpu(Wire):
     """What one more card of a type is worth; null where it is not known."""
 
     cost_per_hour: float | None = Field(description="cost saved, cents/h")
     unserved_share: float | None = Field(description="unserved share that would be served")
+    cost_range: Annotated[CardRange | None, _LEFT_OUT] = Field(
+        default=None,
+        description="cards of the type for which costPerHour is that, those of other types as they are; "
+        "absent: not known, or nothing is saved",
+    )
+    unserved_range: Annotated[CardRange | None, _LEFT_OUT] = Field(
+        default=None, description="the same for unservedShare"
+    )
 
 
 class InventoryUse(Wire):

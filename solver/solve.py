@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from solver.errors import SolverError
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
 from solver.problem import DEMAND_TOLERANCE, Level, LevelKind, Plan
+from solver.ranging import on_the_line, range_of_row
 from solver.reduce import dominated, keep, onto
 from solver.starts import is_better
 
@@ -59,10 +60,36 @@ class GpuValue:
     unserved : (T,) float
         Unserved share that it would serve at the first level that is not fully served; zeros when all is
         served, NaN where the type is unlimited.
+    cost_range, unserved_range : (T, 2) float
+        GPUs of the type from and to which that is so, with those of the other types as they are; NaN where
+        it is not known, and where the value is 0.
     """
 
     cost_per_h: FloatArray
     unserved: FloatArray
+    cost_range: FloatArray
+    unserved_range: FloatArray
+
+    @classmethod
+    def unknown(cls, types: int) -> GpuValue:
+        """Return that nothing is known of so many types."""
+        value, ends = np.full(types, np.nan), np.full((types, 2), np.nan)
+        return cls(value, value, ends, ends)
+
+    @classmethod
+    def of(cls, cost: Duals, short: Duals | None) -> GpuValue:
+        """Join what the cost level and the first level that is not fully served say; None where all is."""
+        if short is None:
+            nothing = np.where(np.isnan(cost.per_gpu), np.nan, 0.0)
+            short = Duals(nothing, np.full_like(cost.ranges, np.nan))
+        return cls(cost.per_gpu, short.per_gpu, cost.ranges, short.ranges)
+
+
+class Duals(NamedTuple):
+    """Fall of a relaxed optimum per GPU of each type, shape (T,), and where it holds, shape (T, 2)."""
+
+    per_gpu: FloatArray
+    ranges: FloatArray
 
 
 @dataclass(frozen=True)
@@ -161,14 +188,13 @@ def solve(
         stage = _stage(problem, serve_all=False, names=names)
         guess = stage.guess(start)
         plan, results, raw, milp = _by_level(stage, guess.plan, backend, options, clock)
-        value = _value_of_gpu(stage.formulation, results, backend, options, clock)
+        value = _value_of_gpu(stage, results, backend, options, clock)
         return Solved(plan, results, out, value, raw.solver, raw.version, milp, guess.is_start)
     raw, relaxed, milp = found
     if raw.x is None:
         raise ValueError("a point is needed")
     results = _all_served(first.formulation, raw)
-    cost = _inventory_duals(first.formulation, relaxed)
-    value = GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
+    value = GpuValue.of(_duals(first, milp, relaxed, backend, options, clock), None)
     plan = first.plan(raw.x)
     return Solved(plan, results, out, value, raw.solver, raw.version, milp, guess.is_start)
 
@@ -303,38 +329,55 @@ def _limits(results: Sequence[LevelResult]) -> tuple[float, ...]:
 
 
 def _value_of_gpu(
-    formulation: Formulation,
+    stage: _Stage,
     results: tuple[LevelResult, ...],
     backend: Backend,
     options: SolveOptions,
     clock: _Clock,
 ) -> GpuValue:
     """Duals of the relaxed programs: of the cost level, and of the first level that is not fully served."""
-    limits = _limits(results[:-1])
-    cost = _relaxed_duals(formulation, program(formulation, len(limits), limits), backend, options, clock)
+
+    def duals(index: int) -> Duals:
+        milp = program(stage.formulation, index, _limits(results[:index]))
+        relax = replace(options, time_limit_s=clock.left_s(), relax=True, start=None)
+        return _duals(stage, milp, backend.solve(milp, relax), backend, options, clock)
+
     short = next((i for i, r in enumerate(results[:-1]) if r.value > _HOLD_TOLERANCE), None)
-    if short is None:
-        return GpuValue(cost, np.where(np.isnan(cost), np.nan, 0.0))
-    milp = program(formulation, short, limits[:short])
-    return GpuValue(cost, _relaxed_duals(formulation, milp, backend, options, clock))
+    return GpuValue.of(duals(len(results) - 1), None if short is None else duals(short))
 
 
-def _relaxed_duals(
-    formulation: Formulation, milp: Milp, backend: Backend, options: SolveOptions, clock: _Clock
-) -> FloatArray:
-    relax = replace(options, time_limit_s=clock.left_s(), relax=True, start=None)
-    return _inventory_duals(formulation, backend.solve(milp, relax))
+def _duals(
+    stage: _Stage,
+    milp: Milp,
+    relaxed: RawSolution,
+    backend: Backend,
+    options: SolveOptions,
+    clock: _Clock,
+) -> Duals:
+    """Fall of the relaxed optimum per GPU of each type, NaN where unlimited or not known, and its ranges.
 
-
-def _inventory_duals(formulation: Formulation, relaxed: RawSolution) -> FloatArray:
-    """Fall of the relaxed optimum per GPU of each type, shape (T,); NaN where unlimited or not known."""
-    result = np.full(len(formulation.inventory_row), np.nan)
+    Types known node by node have more rows than one that a GPU adds to, and no range.
+    """
+    formulation = stage.formulation
+    per_gpu = np.full(len(formulation.inventory_row), np.nan)
+    ranges = np.full((len(per_gpu), 2), np.nan)
     if relaxed.row_dual is None:
-        return result
+        return Duals(per_gpu, ranges)
     for rows in (formulation.inventory_row, formulation.single_card_row):
         there = rows >= 0
-        result[there] = np.nan_to_num(result[there]) + np.maximum(-relaxed.row_dual[rows[there]], 0.0)
-    return result
+        per_gpu[there] = np.nan_to_num(per_gpu[there]) + np.maximum(-relaxed.row_dual[rows[there]], 0.0)
+    if relaxed.x is None or relaxed.reduced_cost is None:
+        return Duals(per_gpu, ranges)
+    line, place = on_the_line(milp, relaxed.x, relaxed.reduced_cost)
+    for t, nodes in enumerate(stage.problem.inventory.nodes):
+        if nodes is None and per_gpu[t] > 0:
+            row, limits = (
+                int(place[formulation.inventory_row[t]]),
+                replace(options, time_limit_s=clock.left_s()),
+            )
+            change = range_of_row(line, row, per_gpu[t], relaxed.objective, backend, limits)
+            ranges[t] = stage.problem.inventory.gpus[t] + np.array(change)
+    return Duals(per_gpu, ranges)
 
 
 def _nothing_to_decide(problem: AllocationProblem, out: BoolArray) -> Solved:
@@ -342,12 +385,11 @@ def _nothing_to_decide(problem: AllocationProblem, out: BoolArray) -> Solved:
     plan = Plan(np.zeros(len(problem.option_server), dtype=np.int64))
     worth = score(problem, plan).levels[-1]
     level = Level(LevelKind.COST, np.ones(len(problem.servers), dtype=bool), "cost")
-    none = np.full(len(problem.gpu_types), np.nan)
     return Solved(
         plan,
         (LevelResult(level, worth, worth, Termination.OPTIMAL),),
         out,
-        GpuValue(none, none),
+        GpuValue.unknown(len(problem.gpu_types)),
         "none",
         "",
         None,

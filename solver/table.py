@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Allocation,
         AllocPart,
         AnalyzeResponse,
+        CardRange,
         InventoryUse,
         Report,
         Response,
@@ -200,10 +201,18 @@ def _worth(use: InventoryUse) -> str:
         return "-"
     served, saved = value.unserved_share, value.cost_per_hour
     if served is not None and served > 0:
-        return f"{_percent(served)} of a server's demand"
+        return f"{_percent(served)} of a server's demand{_holds(value.unserved_range)}"
     if saved is not None and saved > 0:
-        return f"{_dollars(saved)} $/h"
+        return f"{_dollars(saved)} $/h{_holds(value.cost_range)}"
     return "nothing" if saved == 0 else "-"
+
+
+def _holds(cards: CardRange | None) -> str:
+    """Say for how many GPUs of the type a value holds."""
+    if cards is None:
+        return ""
+    only = cards.least == cards.most
+    return f", with {cards.least} only" if only else f", holds from {cards.least} to {cards.most}"
 
 
 def _totals(report: Report) -> Text:

@@ -75,6 +75,9 @@ def test_a_binding_type_is_named_and_worth_something() -> None:
     value = use(response, "L").value_of_one_more_gpu
     # Relaxed, a seventh card moves a quarter of server one from 200 on H to 120 on L.
     assert value.cost_per_hour == pytest.approx(20.0)
+    # With 3 only two has room on L, at 36.67 a card; with 7 both have.
+    assert value.cost_range == schema.CardRange(least=3, most=7)
+    assert value.unserved_range is None
     assert not use(response, "H").binding
 
 
