@@ -91,7 +91,8 @@ class VariantMetrics(Collector):
         """Show the decisions of a pass.
 
         A variant that is held keeps what was published; where nothing was, since this process has just begun
-        to lead, its status says what was decided last. Nothing of a variant that is gone stays.
+        to lead, its status says what was decided last. That is no reason to end replicas which others have
+        added since. Nothing of a variant that is gone stays.
         """
         with self._lock:
             rows: dict[VariantKey, Row] = {}
@@ -145,7 +146,8 @@ def _row(decision: Decision, before: Row | None) -> Row | None:
     told = decision.variant.status.get("desiredOptimizedAlloc") or {}
     if "numReplicas" not in told:
         return None
-    return Row(told.get("accelerator", ""), decision.current or 0, int(told["numReplicas"]))
+    current = decision.current or 0
+    return Row(told.get("accelerator", ""), current, max(int(told["numReplicas"]), current))
 
 
 def _known_before(decision: Decision, before: Row | None) -> int | None:

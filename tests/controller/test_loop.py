@@ -100,6 +100,18 @@ def test_new_leader_shows_what_was_decided_and_counts_nothing_twice(bench: Bench
     assert "inferno_replica_scaling_total" not in gauges
 
 
+@pytest.mark.parametrize(("replicas", "shown"), [(1, 2), (6, 6)])
+def test_new_leader_that_knows_nothing_yet_takes_nothing_away(
+    bench: Bench, replicas: int, shown: int
+) -> None:
+    """While nobody led, somebody else may have added replicas; what was wanted before is still wanted."""
+    bench.step()
+    bench.metrics, bench.query = VariantMetrics(), prometheus_down
+    bench.cluster.replicas = replicas
+    bench.step()
+    assert bench.gauges()["inferno_desired_replicas"] == shown
+
+
 def test_record_of_a_pass_can_be_solved_again(bench: Bench, optimizer_url: str) -> None:
     from solver.schema import parse_system
 
