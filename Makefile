@@ -16,7 +16,7 @@ $(READY): pyproject.toml
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Only the tests on a whole cluster of real components, which must be there: three minutes, and ten to build it once.
+# Only the tests on a whole cluster of real components, which must be there: five minutes, and ten to build it once.
 e2e: $(READY)
 	@if command -v go >/dev/null; then deploy/cluster/build.sh; fi
 	E2E=required $(BIN)/python -m pytest tests/e2e
