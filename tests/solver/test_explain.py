@@ -81,6 +81,22 @@ def test_a_binding_type_is_named_and_worth_something() -> None:
     assert not use(response, "H").binding
 
 
+def test_the_range_counts_gpus_that_are_held_as_what_is_available_does() -> None:
+    document = base()
+    document["capacityData"]["count"][1]["count"] = 8
+    slow = {"name": "slow", "acc": "L", "alpha": 50, "beta": 1, "maxBatchSize": 4, "atTokens": 100}
+    document["modelData"]["models"].append(slow)
+    target = {"model": "slow", "slo-itl": 1}
+    document["serviceClassData"]["serviceClasses"][0]["modelTargets"].append(target)
+    load = {"arrivalRate": 60, "avgLength": 100}
+    running = {"accelerator": "L", "numReplicas": 2, "load": load}
+    held = {"name": "three", "class": "gold", "model": "slow", "currentAlloc": running}
+    document["serverData"]["servers"].append(held)
+    found = use(answer(document), "L")
+    assert (found.available, found.used) == (8, 5)
+    assert found.value_of_one_more_gpu.cost_range == schema.CardRange(least=5, most=9)
+
+
 def test_scarcity_serves_the_first_class_and_says_what_is_missing() -> None:
     document = base()
     for count, number in zip(document["capacityData"]["count"], (0, 5, 3), strict=True):

@@ -165,6 +165,13 @@ def test_a_range_by_hand() -> None:
     assert ends == pytest.approx((-4.0, 3.0), abs=1e-5)
 
 
+def test_a_row_whose_columns_all_stay_is_a_limit_still() -> None:
+    line, place = on_the_line(two_ways(), np.array([4.0, 3.0, 3.0]), np.array([-6.0, -4.0, 0.0]))
+    assert range_of_row(line, int(place[1]), 6.0, 54.0, HIGHS, SolveOptions()) == pytest.approx(
+        (0, 0), abs=1e-5
+    )
+
+
 def test_at_a_kink_the_range_has_one_side() -> None:
     kink = replace(two_ways(), row_upper=np.array([10.0, 7.0]))  # z is just out of use: then y gives way
     assert range_of_row(kink, 1, 6.0, 36.0, HIGHS, SolveOptions()) == pytest.approx((-7.0, 0.0), abs=1e-5)
