@@ -125,9 +125,9 @@ def evaluate(candidates: Candidates, arrival_rps: FloatArray) -> Metrics:
         rate; for the figures of a replica without load see `unloaded`.
     """
     metrics = Metrics(*np.zeros((len(fields(Metrics)), len(candidates))))
-    for law, index, rows in _groups(candidates):
+    for law, index, rows in groups(candidates):
         state = _queue(law, rows).solve(arrival_rps[index])
-        _put(metrics, index, _metrics(law, rows, state, arrival_rps[index]))
+        put(metrics, index, _metrics(law, rows, state, arrival_rps[index]))
     return metrics
 
 
@@ -171,8 +171,8 @@ def size(candidates: Candidates) -> Sizing:
     """
     n = len(candidates)
     sizing = Sizing(np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n))
-    for law, index, rows in _groups(candidates):
-        _put(sizing, index, _size_group(law, rows))
+    for law, index, rows in groups(candidates):
+        put(sizing, index, _size_group(law, rows))
     return sizing
 
 
@@ -306,7 +306,7 @@ def _queue(law: Law, candidates: Candidates) -> BatchQueue:
     )
 
 
-def _groups(candidates: Candidates) -> Iterator[tuple[Law, IntArray, Candidates]]:
+def groups(candidates: Candidates) -> Iterator[tuple[Law, IntArray, Candidates]]:
     """Cut candidates into groups of one law and a bounded number of states: law, index and rows of each."""
     # By size as well, so that what a block of the queue needs lies side by side in memory.
     order = np.lexsort((-candidates.max_batch, candidates.law))
@@ -318,6 +318,7 @@ def _groups(candidates: Candidates) -> Iterator[tuple[Law, IntArray, Candidates]
             yield Law(candidates.law[index[0]]), index, candidates.take(index)
 
 
-def _put(whole: Sizing | Metrics, index: IntArray, part: Sizing | Metrics) -> None:
+def put(whole: Sizing | Metrics, index: IntArray, part: Sizing | Metrics) -> None:
+    """Write the figures of a part into the rows `index` of the whole."""
     for field in fields(whole):
         getattr(whole, field.name)[index] = getattr(part, field.name)

@@ -49,7 +49,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import gammaincc, ndtr, ndtri
 
-from models.capacity import HIGHEST_SHARE, LOWEST_SHARE, THROUGHPUT_SHARE, Limit, Metrics, Sizing
+from models.capacity import (
+    HIGHEST_SHARE,
+    LOWEST_SHARE,
+    THROUGHPUT_SHARE,
+    Limit,
+    Metrics,
+    Sizing,
+    groups,
+    put,
+)
 from models.laws import TOKEN_BUDGET
 from models.queue import BatchQueue
 
@@ -123,8 +132,7 @@ def evaluate(candidates: Candidates, detail: Detail, arrival_rps: FloatArray) ->
     """
     work = _Work.of(candidates, detail)
     figures = _figures(work, _queue(work, candidates.max_queue), arrival_rps)
-    asked = ~np.isnan(candidates.percentile)
-    beyond = np.where(asked, 1.0 - candidates.percentile, 0.5)
+    beyond = 1.0 - candidates.percentile
     longer = np.log(np.maximum(figures.waiting_probability, beyond) / beyond)
     return Metrics(
         itl_s=figures.itl_s,
@@ -134,8 +142,8 @@ def evaluate(candidates: Candidates, detail: Detail, arrival_rps: FloatArray) ->
         throughput_rps=arrival_rps * figures.accepted,
         idle_probability=figures.idle_probability,
         loss_probability=figures.loss_probability,
-        wait_percentile_s=np.where(asked, figures.slot_wait_s * longer, np.nan),
-        ttft_percentile_s=np.where(asked, figures.percentile_s(beyond), np.nan),
+        wait_percentile_s=figures.slot_wait_s * longer,
+        ttft_percentile_s=figures.percentile_s(beyond),
     )
 
 
@@ -152,6 +160,14 @@ def size(candidates: Candidates, detail: Detail) -> Sizing:
         Of law 3, n of them.
     detail : Detail
     """
+    n = len(candidates)
+    sizing = Sizing(np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n))
+    for _, index, rows in groups(candidates):
+        put(sizing, index, _size_group(rows, detail.take(index)))
+    return sizing
+
+
+def _size_group(candidates: Candidates, detail: Detail) -> Sizing:
     work = _Work.of(candidates, detail)
     queue = _queue(work, candidates.max_queue)
     share = np.where(candidates.throughput_target, THROUGHPUT_SHARE, 1.0)
@@ -188,14 +204,13 @@ def size(candidates: Candidates, detail: Detail) -> Sizing:
         row, low, high, kept = row[going], low[going], high[going], kept[going]
         excess_low, excess_high = excess_low[going], excess_high[going]
 
-    mean = np.isnan(candidates.percentile)
-    beyond = np.where(mean, 0.5, 1.0 - candidates.percentile)
+    lowest_s = lowest.percentile_s(1.0 - candidates.percentile)
     return Sizing(
         capacity_rps=np.where(never, 0.0, arrival * accepted),
         arrival_rps=np.where(never, 0.0, arrival),
         limit=np.where(never, missed_low, limit),
         lowest_itl_s=lowest.itl_s,
-        lowest_ttft_s=np.where(mean, lowest.ttft_s, lowest.percentile_s(beyond)),
+        lowest_ttft_s=np.where(np.isnan(lowest_s), lowest.ttft_s, lowest_s),
     )
 
 
@@ -265,12 +280,16 @@ class _Work:
             The second is the mean of that number.
         """
         rows = (slice(None),) + (np.newaxis,) * (tokens.ndim - 1)
-        untouched = self.untouched[rows]
-        by_prompt = 1.0 - untouched ** self.prompt_tokens[rows]
-        touched = 1.0 - untouched**tokens * np.exp(-prompts * by_prompt)
-        # What a floor of the prefill asks for beyond the work of the prompts.
-        below_s = -np.expm1(-prompts) * self.floor_s[rows] - prompts * self.prefill_s[rows]
-        base: FloatArray = self.alpha_s[rows] + self.epsilon_s[rows] * touched + np.maximum(below_s, 0.0)
+        base = np.broadcast_to(self.alpha_s[rows], tokens.shape)
+        # Most models have no experts and no floor, and powers take long.
+        if self.epsilon_s.any():
+            untouched = self.untouched[rows]
+            by_prompt = 1.0 - untouched ** self.prompt_tokens[rows]
+            base = base + self.epsilon_s[rows] * (1.0 - untouched**tokens * np.exp(-prompts * by_prompt))
+        if self.floor_s.any():
+            # What a floor of the prefill asks for beyond the work of the prompts.
+            below_s = -np.expm1(-prompts) * self.floor_s[rows] - prompts * self.prefill_s[rows]
+            base = base + np.maximum(below_s, 0.0)
         return base
 
     def own_base_s(self, decode_batch: FloatArray, others: FloatArray) -> FloatArray:
@@ -343,6 +362,9 @@ class _Figures:
     free_variance: FloatArray
     overhead_s: FloatArray
 
+    def take(self, index: IntArray) -> _Figures:
+        return _Figures(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
     @property
     def ttft_s(self) -> FloatArray:
         """Return the mean TTFT."""
@@ -359,7 +381,13 @@ class _Figures:
         return share
 
     def percentile_s(self, beyond: FloatArray) -> FloatArray:
-        """Return the TTFT that a share `beyond`, in (0, 1), of the requests exceeds."""
+        """Return the TTFT that a share `beyond`, in (0, 1), of the requests exceeds; NaN for NaN."""
+        asked = np.flatnonzero(~np.isnan(beyond))
+        found = np.full(len(beyond), np.nan)
+        found[asked] = self.take(asked)._percentile_s(beyond[asked])
+        return found
+
+    def _percentile_s(self, beyond: FloatArray) -> FloatArray:
         low = np.zeros_like(beyond)
         # A Gamma distribution with k its squared mean over variance has next to nothing beyond this.
         spread_s = np.sqrt(self.free_variance) + self.free_variance / self.free_mean_s
@@ -532,9 +560,9 @@ def _excess(candidates: Candidates, figures: _Figures) -> tuple[FloatArray, IntA
     ttft = _relative_excess(figures.ttft_s, candidates.target_ttft_s)
     # A percentile is not computed: the share of the requests above the target is compared with the share
     # allowed.
-    asked = ~np.isnan(candidates.percentile) & (candidates.target_ttft_s > 0)
-    allowed = np.where(asked, 1.0 - candidates.percentile, 0.0)
-    ttft = np.where(asked, _relative_excess(figures.tail(candidates.target_ttft_s), allowed), ttft)
+    asked = np.flatnonzero(~np.isnan(candidates.percentile) & (candidates.target_ttft_s > 0))
+    share = figures.take(asked).tail(candidates.target_ttft_s[asked])
+    ttft[asked] = _relative_excess(share, 1.0 - candidates.percentile[asked])
     return np.maximum(itl, ttft), np.where(itl >= ttft, Limit.ITL, Limit.TTFT)
 
 
