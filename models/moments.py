@@ -130,6 +130,13 @@ def evaluate(candidates: Candidates, detail: Detail, arrival_rps: FloatArray) ->
         iteration comes; `ttft_percentile_s` is that of the whole TTFT. The ITL is the mean over all gaps
         between tokens.
     """
+    metrics = Metrics(*np.zeros((len(fields(Metrics)), len(candidates))))
+    for _, index, rows in groups(candidates):
+        put(metrics, index, _evaluate_group(rows, detail.take(index), arrival_rps[index]))
+    return metrics
+
+
+def _evaluate_group(candidates: Candidates, detail: Detail, arrival_rps: FloatArray) -> Metrics:
     work = _Work.of(candidates, detail)
     figures = _figures(work, _queue(work, candidates.max_queue), arrival_rps)
     beyond = 1.0 - candidates.percentile

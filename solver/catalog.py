@@ -193,9 +193,10 @@ class _Expansion:
                 usd = price.spot_usd_per_gpu_h if spot else price.usd_per_gpu_h
                 found["cost"] = round(in_cents(usd * cards), 4)
                 where = f"{price.cloud}, {price.region}" if price.region else price.cloud
+                when = f"as of {price.as_of}" if price.as_of[0].isdigit() else price.as_of
                 self.warnings.append(
                     f"catalogue: {'spot ' if spot else ''}price of {gpu.gpu} at {where} "
-                    f"({price.instance_type}) is {usd:g} USD/h a card, as of {price.as_of}"
+                    f"({price.instance_type}) is {usd:g} USD/h a card, {when}"
                 )
         elif cloud is None and _find(item, "cost") is None:
             self.warnings.append(f"{path}: no cost, and no cloud whose price to take: it counts as free")

@@ -305,17 +305,25 @@ def _chosen(args: argparse.Namespace) -> list[Profile]:
         expected = f"a model of the catalogue ({', '.join(models)}){did_you_mean(args.model, models)}"
         raise InputError([Problem("--model", json.dumps(args.model), expected)])
     wanted = None if args.gpu is None else {_gpu(name).gpu for name in args.gpu}
+    meant = [
+        row
+        for row in named
+        if (wanted is None or row.gpu in wanted)
+        and args.precision in (None, row.precision)
+        and args.engine in (None, row.engine)
+    ]
     best: dict[tuple[str, int], Profile] = {}
-    for row in named:
-        if wanted is not None and row.gpu not in wanted:
-            continue
-        if args.precision not in (None, row.precision) or args.engine not in (None, row.engine):
-            continue
+    for row in meant:
         if wanted is None and not _priced(args, row.gpu):
             continue
         key = (row.gpu, row.cards)
         if key not in best or row.held_out_error < best[key].held_out_error:
             best[key] = row
+    if meant and not best:
+        kind = "spot price" if args.spot else "price"
+        where = args.cloud if args.region is None else f"{args.cloud}, {args.region}"
+        cards = ", ".join(sorted({row.gpu for row in meant}))
+        raise InputError([Problem("--cloud", json.dumps(where), f"a cloud with a {kind} of one of {cards}")])
     if not best:
         has = sorted({f"{row.gpu} {row.engine} {row.precision}" for row in named})
         expected = f"a GPU, engine and precision that {args.model} was measured on ({', '.join(has)})"

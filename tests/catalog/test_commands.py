@@ -199,3 +199,9 @@ def test_numbers_of_the_wrong_kind_are_refused(capsys):
 def test_a_listing_without_a_match_says_so(capsys):
     assert run("catalog", "prices", "--gpu", "abacus") == 0
     assert capsys.readouterr().out == "none of the prices matches\n"
+
+
+def test_a_cloud_without_a_price_is_named():
+    with pytest.raises(InputError, match=r"--cloud: a cloud with a spot price of one of .*h100_sxm.*azure"):
+        run("system", "new", "--model", "llama-3.1-70b", "--rate", "9", "--ttft", "900", "--itl", "50",
+            "--cloud", "azure", "--spot")  # fmt: skip

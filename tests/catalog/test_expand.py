@@ -217,6 +217,7 @@ def test_spot_prices():
     assert accelerator["cost"] == 250
     assert "spot" not in accelerator
     assert warnings[0].startswith("catalogue: spot price of h100_sxm at nebius, eu-north1")
+    assert warnings[0].endswith("USD/h a card, undated")
 
 
 def test_no_cloud_and_no_cost_is_said():
