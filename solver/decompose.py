@@ -7,8 +7,9 @@
    near the bound finds the last digits (Dantzig-Wolfe).
 3. The columns that the master takes nearly fit. A few servers are changed to make them fit (`repair`), or
    small integer programs over the columns nearest to changing choose.
-4. Where that leaves a gap: with one type, the program over all columns within the gap, as no plan with any
-   other column is better; with a mix of few servers, the compact program with rows from pricing (`cuts`).
+4. Where that leaves a gap: programs over all columns whose reduced cost is below a reach, which is widened
+   until they make a plan. What they do not make is not there, so each of them lifts the bound by its reach.
+   With a mix, servers with too many such columns stand in them in compact form (`listed`, `cuts`).
 
 The levels of the objective are solved in their order. Prices of the cards alone tell at once which levels
 cannot be met in full. A level that is held takes a row of its own, unless it is held at the least any plan
@@ -38,10 +39,11 @@ from solver.check import score, violations
 from solver.cuts import with_serving_rows
 from solver.errors import SolverError
 from solver.formulate import formulate, program
+from solver.listed import below, with_columns
 from solver.milp import Milp, SolveOptions, Termination
 from solver.packing import is_chain
 from solver.prices import Listed, ascend
-from solver.pricing import Columns, Prices, Servers, fractional, mixtures, single_type
+from solver.pricing import Columns, Servers, fractional, mixtures, single_type
 from solver.problem import LevelKind, Plan, levels
 from solver.ranging import on_the_line, range_of_row
 from solver.reduce import dominated, keep, onto
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
 # Most rounds of columns; prices seldom need more than four.
 _MOST_ROUNDS = 12
 
+# Largest fleet that is told for how many GPUs a price holds: two linear programs for each type.
+_MOST_RANGED = 2_000
+
 # Share of the time limit that the search for prices leaves to the search for plans.
 _TIME_FOR_PLANS = 0.15
 
@@ -74,10 +79,6 @@ _SAMPLE = 1000
 # Fleets of at most so many servers: where many columns are within the gap, and it may be closed.
 _CLOSABLE = 300
 
-# A plan at most so many times further from the bound than asked for, with so few columns that can better it,
-# is near enough to close the gap at once.
-_WORTH_CLOSING, _FEW_COLUMNS = 8.0, 15_000
-
 # Columns beside those of the master's solution in the integer programs that make a plan of it, one after
 # the other.
 _PLAN_COLUMNS = (500, 2000, 6000)
@@ -88,8 +89,14 @@ _REPAIR_COLUMNS = 30_000
 # Most mixes of a server that pricing returns, and of all servers where these are few.
 _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
 
-# Most columns of the program that closes the gap.
-_MOST_CLOSING_COLUMNS = 30_000
+# How far above the bound the search for a better plan begins, in steps worth taking: at the cost level, and
+# at the others. A plan so many steps from the bound is near enough to look at once for all that betters it.
+# A step counts at least so much of the value there.
+_FIRST_REACH_OF_COST, _FIRST_REACH_OF_SERVICE, _NEARLY = 0.125, 0.01, 3.0
+_LEAST_STEP = 1e-4
+
+# Most columns of a program that closes the gap, and most mixes of a server to list there.
+_MOST_CLOSING_COLUMNS, _MOST_LISTED = 30_000, 500
 
 # How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
 _HOLD_TOLERANCE = 1e-6
@@ -215,8 +222,10 @@ class _Priced:
     Attributes
     ----------
     columns : Columns
+    lower : (S,) float
+        Least value that any column of the server can have.
     reduced : (C,) float
-        Value above the least that any column of the server can have; >= 0 up to rounding.
+        Value above `lower` of the server; >= 0 up to rounding.
     duals : (R + H,) float
         Prices of the coupling rows, then of the held levels, >= 0.
     bound : float
@@ -234,6 +243,7 @@ class _Priced:
     """
 
     columns: Columns
+    lower: FloatArray
     reduced: FloatArray
     duals: FloatArray
     bound: float
@@ -255,6 +265,28 @@ class _Mastered:
     duals: FloatArray
     value: float
     short: float
+
+
+@dataclass(frozen=True)
+class _Near:
+    """A program of all the plans near the bound.
+
+    Attributes
+    ----------
+    milp : Milp or None
+        None where a server has no such column.
+    reach : float
+        It has every plan worth less than this above the bound.
+    shift : float
+        Subtracted from the value of a plan in `milp`.
+    read : callable
+        Plan of a point.
+    """
+
+    milp: Milp | None
+    reach: float
+    shift: float
+    read: Callable[[FloatArray], Plan]
 
 
 @dataclass(frozen=True)
@@ -475,17 +507,25 @@ class _Search:
         if self._close_enough(value, bound):
             return True, bound
         reduced = priced.columns.value(bare.prices(priced.duals)) - lower[priced.columns.server]
-        found, bound = self._close(bare, replace(priced, reduced=reduced, bound=bound), value)
+        bare_priced = replace(priced, lower=lower, reduced=reduced, bound=bare_bound)
+        step = self.options.relative_gap * float(weight.sum() - value) if np.isfinite(value) else 0.0
+        if self._steps_are_whole(weight, by_share=by_share):
+            step = max(step, 0.5 * float(weight.min()))
+        found, bound = self._close(bare, bare_priced, value, bound, step)
         return found, self._whole_steps(weight, bound, by_share=by_share)
 
     def _whole_steps(self, weight: FloatArray, bound: float, *, by_share: bool) -> float:
         """Raise a bound on a sum of weights of whole servers to the next sum there is."""
-        whole = not by_share or not self.problem.policy.partial
         unit = float(weight.min())
-        steps = weight / unit
-        if not whole or (np.abs(steps - np.rint(steps)) > 0).any():
+        if not self._steps_are_whole(weight, by_share=by_share):
             return bound
         return float(np.ceil(bound / unit - _HOLD_TOLERANCE)) * unit
+
+    def _steps_are_whole(self, weight: FloatArray, *, by_share: bool) -> bool:
+        """Whether every sum of the weights of whole servers is a multiple of the least weight."""
+        whole = not by_share or not self.problem.policy.partial
+        steps = weight / float(weight.min())
+        return whole and not (np.abs(steps - np.rint(steps)) > 0).any()
 
     def _value(self, cost: _Priced | None, short: _Priced | None) -> GpuValue:
         if cost is None:
@@ -502,7 +542,8 @@ class _Search:
         rows = np.flatnonzero(self.coupling.counts_cards)
         np.add.at(per_gpu, self.coupling.row_type[rows], duals[rows])
         raw = None if master is None else master.raw
-        if master is None or raw is None or raw.x is None or raw.reduced_cost is None:
+        many = self.servers.count > _MOST_RANGED
+        if many or master is None or raw is None or raw.x is None or raw.reduced_cost is None:
             return Duals(per_gpu, ranges)
         line, place = on_the_line(master.milp, raw.x, raw.reduced_cost)
         for row, t in zip(rows.tolist(), self.coupling.row_type[rows].tolist(), strict=True):
@@ -513,31 +554,6 @@ class _Search:
         return Duals(per_gpu, ranges)
 
     # ---------------------------------------------------------------- prices
-
-    def _prices(self, stage: Stage, duals: FloatArray) -> Prices:
-        rows = len(self.coupling.limit)
-        unserved, unmet = stage.unserved.copy(), stage.unmet.copy()
-        for held, dual in zip(stage.held, duals[rows:], strict=True):
-            unserved += dual * held.unserved
-            unmet += dual * held.unmet
-        replica = stage.money * self.servers.replica_cost_per_h + self.coupling.usage @ duals[:rows]
-        return Prices(replica, stage.money, unserved, unmet)
-
-    def _limits(self, stage: Stage) -> FloatArray:
-        limits: FloatArray = np.r_[self.coupling.limit, [held.limit for held in stage.held]]
-        return limits
-
-    def _usage(self, stage: Stage, columns: Columns) -> FloatArray:
-        """Take of each column of each coupling row and held level, shape (C, R + H)."""
-        server, short = columns.server, columns.unserved > 0
-        held = [h.unserved[server] * columns.unserved + h.unmet[server] * short for h in stage.held]
-        return np.column_stack([(columns.replicas @ self.coupling.usage).toarray(), *held])
-
-    def _allowed(self, stage: Stage, columns: Columns, active: BoolArray) -> Columns:
-        server = columns.server
-        return columns.take(
-            active[server] & (columns.unserved <= stage.largest_unserved[server] + _SUM_ERROR)
-        )
 
     def _converge(self, stage: Stage) -> _Priced | None:
         """Find prices whose Lagrangian bound meets the restricted master.
@@ -632,7 +648,7 @@ class _Search:
         bound = _lagrangian(lower[stage.active], free, limits)
         split = np.zeros(self.servers.count, dtype=bool)
         worth = float(stage.service(best).sum())
-        return _Priced(columns, reduced, free, bound, chosen, split, worth, 0.0), columns
+        return _Priced(columns, lower, reduced, free, bound, chosen, split, worth, 0.0), columns
 
     def _rounds(
         self, stage: Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
@@ -674,17 +690,25 @@ class _Search:
         if master is None:
             # Out of time: the bound is good, what the prices like best need not fit.
             chosen = self._least(columns, reduced)
-            return _Priced(columns, reduced, best_duals, best_bound, chosen, chosen >= 0, np.inf, np.inf)
+            split = chosen >= 0
+            return _Priced(
+                columns, best_lower, reduced, best_duals, best_bound, chosen, split, np.inf, np.inf
+            )
         self.basis = master.columns.take(master.x > 0)
         chosen, split = self._read(columns, master)
         worth = float(stage.service(master.columns) @ master.x)
-        return _Priced(columns, reduced, best_duals, best_bound, chosen, split, worth, master.short, master)
+        short = master.short
+        return _Priced(
+            columns, best_lower, reduced, best_duals, best_bound, chosen, split, worth, short, master
+        )
 
     def _met(self, stage: Stage, master: _Mastered | None, bound: float) -> bool:
         """Whether the bound is near enough to the master's value, the least it could be."""
         if master is None:
             return False
-        close = 0.25 * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
+        # With few servers every digit of the bound helps to close the gap.
+        share = 0.25 if self.servers.count <= _CLOSABLE else 0.5
+        close = share * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
         if stage.money < 1.0:
             close += 0.01 * self._money_room
             # Where servers are served whole, only the next sum of weights counts.
@@ -826,16 +850,14 @@ class _Search:
         milp: Milp,
         *,
         relax: bool,
-        share: float = 1.0,
+        seconds: float | None = None,
         gap: float | None = None,
-        start: FloatArray | None = None,
     ) -> RawSolution:
         options = replace(
             self.options,
-            time_limit_s=max(share * self.left_s(), 0.01),
+            time_limit_s=max(self.left_s() if seconds is None else seconds, 0.01),
             relax=relax,
             relative_gap=self.options.relative_gap if gap is None else gap,
-            start=start,
         )
         raw = self.backend.solve(milp, options)
         self.solver, self.version = raw.solver, raw.version
@@ -894,18 +916,19 @@ class _Search:
             if repair is not None or count >= len(nearest):
                 break
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
+        is_cost, closable = stage.money == 1.0, not self.mixes or self.servers.count <= _CLOSABLE
         # A compact program is the better last resort where it is small enough.
-        compact = self.mixes and self.servers.count <= _CLOSABLE
-        sizes = _PLAN_COLUMNS[:-1] if compact else (*_PLAN_COLUMNS, len(nearest))
+        sizes = _PLAN_COLUMNS[:-1] if self.mixes and closable else (*_PLAN_COLUMNS, len(nearest))
         for count in sizes:
             if count > _MOST_CLOSING_COLUMNS:
                 break
-            if value <= good or (not self.mixes and self._closes_at_once(priced, value, good)):
+            enough = is_cost and closable and (self.mixes or count > _PLAN_COLUMNS[0])
+            if value <= good or (best is not None and enough):
                 break
             if best is not None and self.left_s() <= 0:
                 break
             which = np.sort(nearest[: count + len(chosen)])
-            found = self._choose(stage, priced.columns, which, limits, share=0.3, gap=gap)
+            found = self._choose(stage, priced.columns, which, limits, 0.3 * self.left_s(), gap)
             if found is not None and found[1] < value:
                 best, value = found[0], found[1]
             if count >= len(nearest):
@@ -920,11 +943,6 @@ class _Search:
         """Take a plan that is better than the best one so far."""
         if is_better(self.problem, plan, self._plan_of(self.incumbent)):
             self.incumbent = self._columns_of(plan)
-
-    def _closes_at_once(self, priced: _Priced, value: float, good: float) -> bool:
-        """Whether a plan is so near the bound that few columns can better it."""
-        near = value - priced.bound <= _WORTH_CLOSING * (good - priced.bound)
-        return near and int((priced.reduced <= value - priced.bound).sum()) <= _FEW_COLUMNS
 
     def _incumbent_in(self, stage: Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
         """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
@@ -947,7 +965,7 @@ class _Search:
         bound = priced.bound
         columns = self._plan(stage, priced, bound + 0.9 * self.options.relative_gap * abs(bound))
         value = np.inf if columns is None else float(stage.worth(columns).sum())
-        return (True, bound) if self._close_enough(value, bound) else self._close(stage, priced, value)
+        return self._close(stage, priced, value, bound, self.options.relative_gap * abs(bound))
 
     def _close_enough(self, value: float, bound: float) -> bool:
         if np.isinf(value):
@@ -961,83 +979,124 @@ class _Search:
         return bool((stage.usage(columns).sum(axis=0) <= limits).all())
 
     def _choose(
-        self,
-        stage: Stage,
-        columns: Columns,
-        which: IntArray,
-        limits: FloatArray,
-        *,
-        share: float,
-        gap: float,
-        start: IntArray | None = None,
-    ) -> tuple[IntArray, float, float] | None:
-        """Choose one column of each server among `which`; the columns, value and bound of that program."""
+        self, stage: Stage, columns: Columns, which: IntArray, limits: FloatArray, seconds: float, gap: float
+    ) -> tuple[IntArray, float] | None:
+        """Choose one column of each server among `which`: the columns and their value; None for no plan."""
         few = columns.take(which)
         milp, free = self._program(stage, few, limits, price=np.inf, integer=True)
-        point = None
-        if start is not None and np.isin(start, which).all():
-            point = np.isin(which[free], start).astype(np.float64)
-        raw = self._solve(milp, relax=False, share=share, gap=gap, start=point)
+        raw = self._solve(milp, relax=False, seconds=seconds, gap=gap)
         if raw.x is None:
-            return (which[:0], np.inf, raw.bound) if raw.termination is Termination.INFEASIBLE else None
+            return None
         taken = np.ones(len(few), dtype=bool)
         taken[free] = raw.x[: len(free)] > 0.5
         best = which[taken]
-        return best, self._total(stage, columns, best), raw.bound
+        return best, self._total(stage, columns, best)
 
-    def _close(self, stage: Stage, priced: _Priced, value: float) -> tuple[bool, float]:
-        """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound."""
-        if self.left_s() > 0 and self.servers.count <= _CLOSABLE and self.mixes:
-            return self._solve_whole(stage, priced, value)
-        if self.left_s() > 0 and not self.mixes and np.isfinite(value):
-            return True, self._solve_listed(stage, priced, value)
-        return bool(np.isfinite(value)), priced.bound
+    def _close(
+        self, stage: Stage, priced: _Priced, value: float, bound: float, step: float
+    ) -> tuple[bool, float]:
+        """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound.
 
-    def _solve_whole(self, stage: Stage, priced: _Priced, value: float) -> tuple[bool, float]:
-        """Solve the compact program, tightened by what pricing knows of every server."""
+        A plan worth less than ``priced.bound + reach`` has only columns of reduced cost below `reach`. Where
+        these do not make such a plan, that is the new bound, and the reach is widened; otherwise the best
+        plan they make is the best of all. `step` is the least improvement worth looking for.
+        """
+        is_cost = stage.money == 1.0
+        pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
+        reach = (_FIRST_REACH_OF_COST if is_cost else _FIRST_REACH_OF_SERVICE) * pace
+        if np.isinf(value) or (is_cost and value - priced.bound <= _NEARLY * pace):
+            reach = np.inf
+        share = 1.0 if is_cost and np.isfinite(value) else 0.5
+        until_s = (1.0 - share) * self.left_s()
+        while self.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
+            reach = min(max(reach, 2.0 * (bound - priced.bound)), value - step - priced.bound)
+            near = self._within(stage, priced, reach)
+            if near is None:
+                break
+            end, before = priced.bound + near.reach, (bound, value)
+            # A plan worth more than `end` by no more than a step is good enough with that as the bound.
+            most = min(end + step, value - step)
+            raw = None
+            if near.milp is not None:
+                milp = near.milp if np.isinf(most) else below(near.milp, most - near.shift)
+                raw = self._solve(milp, relax=False, seconds=self.left_s() - until_s)
+            if raw is None or raw.termination is Termination.INFEASIBLE:
+                bound = max(bound, min(end, value))
+                if np.isinf(value):
+                    break
+            else:
+                bound = max(bound, min(raw.bound + near.shift, end, value))
+            if raw is not None and raw.x is not None:
+                value = min(value, raw.objective + near.shift)
+                self._adopt(near.read(raw.x))
+            if near.reach < reach or (bound, value) == before:
+                break
+        return bool(np.isfinite(value)), bound
+
+    def _within(self, stage: Stage, priced: _Priced, reach: float) -> _Near | None:
+        """Write the program of all columns of reduced cost up to `reach`; None where it is too large."""
+        if self.mixes:
+            return self._mixes_within(stage, priced, reach)
+        within = np.flatnonzero(priced.reduced <= reach * (1.0 + _INTEGRAL))
+        if len(within) > _MOST_CLOSING_COLUMNS:
+            least = np.argpartition(priced.reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]
+            within = np.sort(within[least])
+            reach = min(reach, float(priced.reduced[within].max()))
+        return self._near_program(stage, priced.columns.take(within), reach)
+
+    def _near_program(self, stage: Stage, columns: Columns, reach: float) -> _Near:
+        """Write the program that chooses one of the columns of each server."""
+        milp, free = self._program(stage, columns, stage.limits, price=np.inf, integer=True)
+        is_short = len(np.unique(columns.server)) < int(stage.active.sum())
+
+        def read(x: FloatArray) -> Plan:
+            taken = np.ones(len(columns), dtype=bool)
+            taken[free] = x[: len(free)] > 0.5
+            return self._plan_of(columns.take(taken))
+
+        return _Near(None if is_short else milp, reach, 0.0, read)
+
+    def _mixes_within(self, stage: Stage, priced: _Priced, reach: float) -> _Near | None:
+        """List the servers with few such mixes; the others in compact form, with rows from pricing."""
+        active = np.flatnonzero(stage.active)
+        listed = priced.columns.take(np.zeros(0, dtype=np.int64))
+        is_listed = np.zeros(self.servers.count, dtype=bool)
+        if np.isfinite(reach):
+            prices = stage.prices(priced.duals)
+            whole = not self.problem.policy.partial or not stage.largest_unserved.any()
+            found = mixtures(
+                self.servers,
+                active,
+                prices,
+                stage.largest_unserved,
+                np.full(self.servers.count, reach),
+                self.left_s,
+                most_columns=_MOST_LISTED,
+                tally=self.coupling.tally if whole else None,
+            )
+            most = priced.lower + reach * (1.0 + _INTEGRAL)
+            near = found.columns.take(found.columns.value(prices) <= most[found.columns.server])
+            is_listed[active] = (found.reach >= priced.lower + reach)[active]
+            listed = near.take(is_listed[near.server])
+            listed = listed.take(np.argsort(listed.server, kind="stable"))
+        if len(np.unique(listed.server)) < is_listed.sum() or is_listed[active].all():
+            return self._near_program(stage, listed, reach)
+        if self.servers.count > _CLOSABLE:
+            return None
         everything = stage.reached is None
         reached = () if stage.reached is None else stage.reached
         index = len(self.levels) - 1 if everything else len(reached)
         formulation = formulate(self.problem, serve_all=everything)
-        limits = tuple(v + _HOLD_TOLERANCE * max(1.0, abs(v)) for v in reached)
-        milp = program(formulation, index, limits)
+        milp = program(formulation, index, tuple(v + _HOLD_TOLERANCE * max(1.0, abs(v)) for v in reached))
         if everything or not self.problem.policy.partial:
             none = np.zeros(self.servers.count)
             full = replace(stage, largest_unserved=none)
             lower, _ = self._lower(full, priced.columns, self.has_option, priced.duals, none)
-            prices = full.prices(priced.duals)
-            milp = with_serving_rows(milp, formulation, self.servers, prices, lower)
+            lower[is_listed] = np.nan
+            milp = with_serving_rows(milp, formulation, self.servers, full.prices(priced.duals), lower)
+        milp, back = with_columns(milp, formulation, self.servers, listed)
         shift = formulation.objectives[index].shift
-        start = formulation.point(self._plan_of(self.incumbent)) if np.isfinite(value) else None
-        share = 1.0 if index == len(self.levels) - 1 and start is not None else 0.5
-        raw = self._solve(milp, relax=False, share=share, start=start)
-        if raw.x is None:
-            return start is not None, priced.bound
-        if raw.objective + shift < value:
-            self._adopt(formulation.read_plan(raw.x))
-        return True, max(priced.bound, min(raw.bound + shift, value))
-
-    def _solve_listed(self, stage: Stage, priced: _Priced, value: float) -> float:
-        """Solve the program over all columns that a plan better than `value` can have; the bound.
-
-        A plan with a column whose reduced cost is above value - bound is no better than `value`.
-        """
-        gap = value - priced.bound
-        columns, reduced, reach, limits = priced.columns, priced.reduced, gap, stage.limits
-        within = np.flatnonzero(reduced <= gap * (1.0 + _INTEGRAL))
-        if len(within) > _MOST_CLOSING_COLUMNS:
-            least = np.argpartition(reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]
-            within = np.sort(within[least])
-            reach = min(reach, float(reduced[within].max()))
-        gap = 0.9 * self.options.relative_gap
-        start = self._incumbent_in(stage, columns, limits)
-        chosen = self._choose(stage, columns, within, limits, share=1.0, gap=gap, start=start)
-        if chosen is None:
-            return priced.bound
-        best, worth, bound = chosen
-        if worth < value:
-            self._adopt(self._plan_of(columns.take(best)))
-        return max(priced.bound, min(bound, priced.bound + reach, value))
+        return _Near(milp, reach, shift, lambda x: formulation.read_plan(back @ x))
 
     def _plan_of(self, columns: Columns) -> Plan:
         replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()

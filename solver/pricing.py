@@ -319,6 +319,7 @@ class _States:
     residual: FloatArray
     count: IntArray
     types: IntArray
+    tally: IntArray
     replicas: IntArray  # (n, K) by position of the option in its server's search order
 
     def take(self, which: IntArray | BoolArray) -> _States:
@@ -332,6 +333,7 @@ class _States:
             self.residual[which],
             self.count[which],
             self.types[which],
+            self.tally[which],
             replicas,
         )
 
@@ -345,6 +347,7 @@ def mixtures(
     left_s: Callable[[], float],
     *,
     most_columns: int = 1_000,
+    tally: IntArray | None = None,
 ) -> Priced:
     """Find, for each server in `which`, all mixes worth at most `slack` more than its best one.
 
@@ -362,8 +365,11 @@ def mixtures(
         Seconds that are left; at 0 the search ends with what it has, and weaker bounds.
     most_columns : int
         Most columns of one server; the best ones.
+    tally : (J,) int or None
+        Of the mixes of a server whose replicas have the same sum of these, only the best of those that serve
+        everything is wanted. Not where service may be partial.
     """
-    search = _Search(servers, which, prices, largest_unserved, slack)
+    search = _Search(servers, which, prices, largest_unserved, slack, tally)
     found = search.run(left_s, most_columns)
     # Ties can be more than the search keeps. The bounds of these servers are worth a search of their own,
     # without slack and with more room for each.
@@ -385,8 +391,10 @@ class _Search:
         prices: Prices,
         largest_unserved: FloatArray,
         slack: FloatArray,
+        tally: IntArray | None = None,
     ) -> None:
         problem = servers.problem
+        self.merges = tally is not None
         self.servers, self.which = servers, which
         self.partial = problem.policy.partial
         self.most_types = problem.max_types[which]
@@ -405,6 +413,7 @@ class _Search:
         self.price = np.where(sorted_by_order(there), sorted_by_order(price), 0.0)
         self.share = sorted_by_order(share)
         self.bonus = sorted_by_order(bonus)
+        self.tally = sorted_by_order(np.where(there & self.merges, 0 if tally is None else tally[option], 0))
         self.most = np.where(self.option >= 0, servers.most[self.option], 0)
         self.minimum = problem.min_replicas[which]
         self.maximum = problem.max_replicas[which]
@@ -438,6 +447,7 @@ class _Search:
             residual=np.where(self.loaded, 1.0, 0.0),
             count=np.zeros(count, dtype=np.int64),
             types=np.zeros(count, dtype=np.int64),
+            tally=np.zeros(count, dtype=np.int64),
             replicas=np.zeros((count, width), dtype=np.int32),
         )
         empty = self.constant + self.unserved_price + self.unmet_price
@@ -535,6 +545,7 @@ class _Search:
             residual=residual,
             count=states.count[parent] + number,
             types=states.types[parent] + taken,
+            tally=states.tally[parent] + number * self.tally[s, position],
             replicas=states.replicas,
         )
 
@@ -616,7 +627,28 @@ class _Search:
         bound = child.value + np.maximum(for_load, for_count) - self.bonus_after[s, position]
         more = (unserved > 0) & (child.types < self.most_types[s]) & (child.count < self.maximum[s])
         kept = np.flatnonzero(more & (bound <= self._threshold()[s]))
+        if self.merges:
+            kept = kept[self._best_of_equals(child, kept)]
         return kept, bound[kept]
+
+    def _best_of_equals(self, states: _States, which: IntArray) -> BoolArray:
+        """Whether no other partial plan of the same tally is worth less and serves more."""
+        s = states.server[which]
+        # Beyond the minimum, and where there is no maximum, one replica more or less changes nothing.
+        count = np.where(
+            self.maximum[s] == NO_LIMIT, np.minimum(states.count[which], self.minimum[s]), states.count[which]
+        )
+        types = np.where(self.most_types[s] < self.option.shape[1], states.types[which], 0)
+        value, residual = states.value[which], states.residual[which]
+        same = (types, count, states.tally[which], s)
+        order = np.lexsort((residual, value, *same))
+        new = np.r_[True, np.any([np.diff(key[order]) != 0 for key in same], axis=0)][: len(order)]
+        # Residuals are in [0, 1]: each group lies below all of the one before.
+        lowered = residual[order] - 2.0 * np.cumsum(new)
+        before = np.r_[np.inf, np.minimum.accumulate(lowered)[:-1]][: len(order)]
+        result = np.zeros(len(which), dtype=bool)
+        result[order[lowered < before]] = True
+        return result
 
     def _result(self, most_columns: int) -> Priced:
         threshold = self._threshold()
@@ -626,14 +658,19 @@ class _Search:
         parts = [leaf.take(which) for leaf, which in zip(self.leaves, inside, strict=True)]
         server = np.concatenate([part.server for part in parts])
         worth = np.concatenate([w[which] for w, which in zip(worths, inside, strict=True)])
+        tally = np.concatenate([part.tally for part in parts])
+        unserved = np.concatenate([self._unserved(part) for part in parts])
         order = np.lexsort((worth, server))
+        if self.merges:
+            _, best = np.unique(np.c_[server, tally, unserved > 0][order], axis=0, return_index=True)
+            order = order[np.sort(best)]
         rank = np.arange(len(order)) - np.searchsorted(server[order], server[order])
         first_out = order[rank == most_columns]
         np.minimum.at(threshold, server[first_out], worth[first_out])
         order = order[rank < most_columns]
         server = server[order]
         replicas = np.concatenate([part.replicas for part in parts])[order]
-        unserved = np.concatenate([self._unserved(part) for part in parts])[order]
+        unserved = unserved[order]
         row, position = np.nonzero(replicas)
         option = self.option[server[row], position]
         number = replicas[row, position].astype(np.int64)

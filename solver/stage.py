@@ -41,6 +41,14 @@ class Coupling:
     row_type: IntArray
     counts_cards: BoolArray
 
+    @cached_property
+    def tally(self) -> IntArray:
+        """Number of each option, shape (J,): replicas with equal sums of these take the same of every row."""
+        factor = np.random.default_rng(0).integers(1, 2**62, len(self.limit))
+        with np.errstate(over="ignore"):
+            result: IntArray = self.usage.astype(np.int64) @ factor
+        return result
+
     @classmethod
     def of(cls, problem: AllocationProblem) -> Coupling:
         """Inventory rows, and node rows of each replica size: see `formulate`."""

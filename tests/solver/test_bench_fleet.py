@@ -9,7 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from solver import schema
+from solver import backends, schema
+from solver.check import violations
+from solver.decompose import decompose
+from solver.milp import SolveOptions, Termination
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -78,3 +81,16 @@ def test_rows_written_are_read_back_in_order_unless_something_else_changed(
     assert bench.written("a machine", 3) == []
     results.write_text(results.read_text().replace("| peak MB |", "| peak |"))
     assert bench.written("a machine", 5) == []
+
+
+@pytest.mark.parametrize(("mix", "factor"), [(True, 1.05), (True, 0.7), (False, 1.05)])
+def test_a_small_fleet_on_tight_inventory_is_proven(bench: ModuleType, mix: bool, factor: float) -> None:
+    """The gap of the prices alone is several times wider: what closes it are the columns near the bound."""
+    need = bench.needed_by(json.dumps(bench.fleet(27, mix=False)).encode())
+    problem = bench.to_problem_of(bench.with_inventory(bench.fleet(27, mix=mix), need * factor))
+    limit = SolveOptions(relative_gap=1e-3, time_limit_s=120.0)
+    solved = decompose(problem, backends.get("highs"), limit)
+    assert solved.termination is Termination.OPTIMAL
+    assert violations(problem, solved.plan) == []
+    cost = solved.levels[-1]
+    assert 0.999 * cost.value <= cost.bound <= cost.value
