@@ -55,6 +55,7 @@ from solver.starts import is_better
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from solver.formulate import Formulation
     from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
     from solver.problem import AllocationProblem, Level
 
@@ -70,14 +71,19 @@ _TIME_FOR_PLANS = 0.15
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
 
+# Share of the time left that a program of the columns near the bound may take while there are wider ones, and
+# what all of them leave to the whole program.
+_TIME_TO_TRY, _TIME_AFTER_WIDENING = 0.25, 0.6
+
 # Share of the time left that making a plan fit may take.
 _TIME_TO_REPAIR = 0.12
 
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
 
-# Fleets of at most so many servers: where many columns are within the gap, and it may be closed.
-_CLOSABLE = 300
+# Fleets of at most so many servers: where many columns are within the gap, and it may be closed; where the
+# columns nearest to changing rarely make a better plan than one so many gaps from the bound.
+_CLOSABLE, _FEW, _NEAR = 300, 100, 12.0
 
 # Columns beside those of the master's solution in the integer programs that make a plan of it, one after
 # the other.
@@ -92,11 +98,11 @@ _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
 # How far above the bound the search for a better plan begins, in steps worth taking: at the cost level, and
 # at the others. A plan so many steps from the bound is near enough to look at once for all that betters it.
 # A step counts at least so much of the value there.
-_FIRST_REACH_OF_COST, _FIRST_REACH_OF_SERVICE, _NEARLY = 0.125, 0.01, 3.0
+_FIRST_REACH_OF_COST, _FIRST_REACH_OF_SERVICE, _FIRST_REACH_OF_MIX, _NEARLY = 0.125, 0.01, 0.01, 3.0
 _LEAST_STEP = 1e-4
 
-# Most columns of a program that closes the gap, and most mixes of a server to list there.
-_MOST_CLOSING_COLUMNS, _MOST_LISTED = 30_000, 500
+# Columns of the first program that is to close the gap, and of any; most mixes of a server to list there.
+_FIRST_CLOSING_COLUMNS, _MOST_CLOSING_COLUMNS, _MOST_LISTED = 1_000, 60_000, 500
 
 # How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
 _HOLD_TOLERANCE = 1e-6
@@ -106,7 +112,7 @@ _MONEY_SHARE = 0.05
 
 # Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
 # relative to the value of all servers.
-_SLACK, _SLACK_OF_ALL = 0.001, 1.0
+_SLACK, _SLACK_OF_ALL = 0.001, 0.5
 
 # Columns of the restricted master beside the best of each server: at least these, and so many for each.
 _MASTER_COLUMNS = 2_000
@@ -852,12 +858,14 @@ class _Search:
         relax: bool,
         seconds: float | None = None,
         gap: float | None = None,
+        start: FloatArray | None = None,
     ) -> RawSolution:
         options = replace(
             self.options,
             time_limit_s=max(self.left_s() if seconds is None else seconds, 0.01),
             relax=relax,
             relative_gap=self.options.relative_gap if gap is None else gap,
+            start=start,
         )
         raw = self.backend.solve(milp, options)
         self.solver, self.version = raw.solver, raw.version
@@ -922,7 +930,9 @@ class _Search:
         for count in sizes:
             if count > _MOST_CLOSING_COLUMNS:
                 break
-            enough = is_cost and closable and (self.mixes or count > _PLAN_COLUMNS[0])
+            near = value - priced.bound <= _NEAR * (good - priced.bound)
+            tried = self.servers.count <= _FEW and near if self.mixes else count > _PLAN_COLUMNS[0]
+            enough = is_cost and closable and tried
             if value <= good or (best is not None and enough):
                 break
             if best is not None and self.left_s() <= 0:
@@ -997,51 +1007,82 @@ class _Search:
     ) -> tuple[bool, float]:
         """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound.
 
+        `step` is the least improvement worth looking for.
+        """
+        compact = self.mixes and self.servers.count <= _CLOSABLE
+        # Where not everything can be served there are other stages to come.
+        last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
+        until_s = 0.0 if last else 0.5 * self.left_s()
+        widen_s = until_s + _TIME_AFTER_WIDENING * (self.left_s() - until_s) if compact else until_s
+        if not self.mixes or stage.money == 1.0:
+            # Without money too many mixes are worth the same.
+            value, bound = self._widen(stage, priced, value, bound, step, widen_s)
+        if compact and bound < value - step and self.left_s() > until_s:
+            nobody = np.zeros(self.servers.count, dtype=bool)
+            milp, formulation, shift = self._compact(stage, priced, nobody, value - priced.bound)
+            start = formulation.point(self._plan_of(self.incumbent)) if np.isfinite(value) else None
+            raw = self._solve(milp, relax=False, seconds=self.left_s() - until_s, start=start)
+            if raw.termination is not Termination.INFEASIBLE:
+                bound = max(bound, min(raw.bound + shift, value))
+            if raw.x is not None and raw.objective + shift < value:
+                value = raw.objective + shift
+                self._adopt(formulation.read_plan(raw.x))
+        return bool(np.isfinite(value)), bound
+
+    def _widen(
+        self, stage: Stage, priced: _Priced, value: float, bound: float, step: float, until_s: float
+    ) -> tuple[float, float]:
+        """Solve programs over all columns near the bound, more each time; the best value and the bound.
+
         A plan worth less than ``priced.bound + reach`` has only columns of reduced cost below `reach`. Where
         these do not make such a plan, that is the new bound, and the reach is widened; otherwise the best
-        plan they make is the best of all. `step` is the least improvement worth looking for.
+        plan they make is the best of all. Ends when `until_s` seconds are left.
         """
         is_cost = stage.money == 1.0
         pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
-        reach = (_FIRST_REACH_OF_COST if is_cost else _FIRST_REACH_OF_SERVICE) * pace
-        if np.isinf(value) or (is_cost and value - priced.bound <= _NEARLY * pace):
-            reach = np.inf
-        share = 1.0 if is_cost and np.isfinite(value) else 0.5
-        until_s = (1.0 - share) * self.left_s()
+        reach = (_FIRST_REACH_OF_COST if is_cost else _FIRST_REACH_OF_SERVICE) * pace + bound - priced.bound
+        most = _FIRST_CLOSING_COLUMNS
+        if not self.mixes:
+            most = _MOST_CLOSING_COLUMNS
+            reach = np.inf if value - priced.bound <= _NEARLY * pace else reach
+        elif is_cost:
+            reach = min(reach, _FIRST_REACH_OF_MIX * abs(priced.bound) / self.servers.count)
         while self.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
-            reach = min(max(reach, 2.0 * (bound - priced.bound)), value - step - priced.bound)
-            near = self._within(stage, priced, reach)
+            rest = value - step - priced.bound
+            reach = min(reach, rest)
+            near = self._within(stage, priced, reach, most)
             if near is None:
                 break
-            end, before = priced.bound + near.reach, (bound, value)
-            # A plan worth more than `end` by no more than a step is good enough with that as the bound.
-            most = min(end + step, value - step)
+            end = priced.bound + near.reach
             raw = None
             if near.milp is not None:
-                milp = near.milp if np.isinf(most) else below(near.milp, most - near.shift)
-                raw = self._solve(milp, relax=False, seconds=self.left_s() - until_s)
+                # A plan worth more than `end` by no more than a step is good enough with that as the bound.
+                milp = below(near.milp, (end + step if end + step < value else value - step) - near.shift)
+                # With a mix, a wider program is often the easier one.
+                share = _TIME_TO_TRY if self.mixes and reach < rest else 1.0
+                raw = self._solve(milp, relax=False, seconds=share * (self.left_s() - until_s))
             if raw is None or raw.termination is Termination.INFEASIBLE:
                 bound = max(bound, min(end, value))
-                if np.isinf(value):
-                    break
             else:
                 bound = max(bound, min(raw.bound + near.shift, end, value))
             if raw is not None and raw.x is not None:
                 value = min(value, raw.objective + near.shift)
                 self._adopt(near.read(raw.x))
-            if near.reach < reach or (bound, value) == before:
+            if near.reach >= rest or (near.reach < reach and most == _MOST_CLOSING_COLUMNS):
                 break
-        return bool(np.isfinite(value)), bound
+            most = min(2 * most, _MOST_CLOSING_COLUMNS)
+            if near.reach == reach:
+                reach = 2.0 * reach if is_cost else rest
+        return value, bound
 
-    def _within(self, stage: Stage, priced: _Priced, reach: float) -> _Near | None:
-        """Write the program of all columns of reduced cost up to `reach`; None where it is too large."""
+    def _within(self, stage: Stage, priced: _Priced, reach: float, most: int) -> _Near | None:
+        """Write the program of all columns of reduced cost up to `reach`, or less where that is too many."""
         if self.mixes:
-            return self._mixes_within(stage, priced, reach)
+            return self._mixes_within(stage, priced, reach, most)
         within = np.flatnonzero(priced.reduced <= reach * (1.0 + _INTEGRAL))
-        if len(within) > _MOST_CLOSING_COLUMNS:
-            least = np.argpartition(priced.reduced[within], _MOST_CLOSING_COLUMNS)[:_MOST_CLOSING_COLUMNS]
-            within = np.sort(within[least])
-            reach = min(reach, float(priced.reduced[within].max()))
+        if len(within) > most:
+            reach = float(np.partition(priced.reduced[within], most)[most])
+            within = within[priced.reduced[within] <= reach]
         return self._near_program(stage, priced.columns.take(within), reach)
 
     def _near_program(self, stage: Stage, columns: Columns, reach: float) -> _Near:
@@ -1056,33 +1097,44 @@ class _Search:
 
         return _Near(None if is_short else milp, reach, 0.0, read)
 
-    def _mixes_within(self, stage: Stage, priced: _Priced, reach: float) -> _Near | None:
-        """List the servers with few such mixes; the others in compact form, with rows from pricing."""
+    def _mixes_within(self, stage: Stage, priced: _Priced, reach: float, most: int) -> _Near | None:
+        """List the servers with few such mixes; the others in compact form. None for too many servers."""
         active = np.flatnonzero(stage.active)
-        listed = priced.columns.take(np.zeros(0, dtype=np.int64))
+        prices = stage.prices(priced.duals)
+        whole = not self.problem.policy.partial or not stage.largest_unserved.any()
+        found = mixtures(
+            self.servers,
+            active,
+            prices,
+            stage.largest_unserved,
+            np.full(self.servers.count, reach),
+            self.left_s,
+            most_columns=_MOST_LISTED,
+            tally=self.coupling.tally if whole else None,
+        )
+        reduced = found.columns.value(prices) - priced.lower[found.columns.server]
+        if (reduced <= reach).sum() > most:
+            reach = float(np.partition(reduced, most)[most])
         is_listed = np.zeros(self.servers.count, dtype=bool)
-        if np.isfinite(reach):
-            prices = stage.prices(priced.duals)
-            whole = not self.problem.policy.partial or not stage.largest_unserved.any()
-            found = mixtures(
-                self.servers,
-                active,
-                prices,
-                stage.largest_unserved,
-                np.full(self.servers.count, reach),
-                self.left_s,
-                most_columns=_MOST_LISTED,
-                tally=self.coupling.tally if whole else None,
-            )
-            most = priced.lower + reach * (1.0 + _INTEGRAL)
-            near = found.columns.take(found.columns.value(prices) <= most[found.columns.server])
-            is_listed[active] = (found.reach >= priced.lower + reach)[active]
-            listed = near.take(is_listed[near.server])
-            listed = listed.take(np.argsort(listed.server, kind="stable"))
+        is_listed[active] = found.reach[active] >= priced.lower[active] + reach
+        near = is_listed[found.columns.server] & (reduced <= reach * (1.0 + _INTEGRAL))
+        listed = found.columns.take(near)
+        listed = listed.take(np.argsort(listed.server, kind="stable"))
         if len(np.unique(listed.server)) < is_listed.sum() or is_listed[active].all():
             return self._near_program(stage, listed, reach)
         if self.servers.count > _CLOSABLE:
             return None
+        milp, formulation, shift = self._compact(stage, priced, is_listed, reach)
+        milp, back = with_columns(milp, formulation, self.servers, listed)
+        return _Near(milp, reach, shift, lambda x: formulation.read_plan(back @ x))
+
+    def _compact(
+        self, stage: Stage, priced: _Priced, is_listed: BoolArray, reach: float
+    ) -> tuple[Milp, Formulation, float]:
+        """Write the program of all plans within `reach` in compact form, tightened but for listed servers.
+
+        Returns what is subtracted from the value of a plan in it, too.
+        """
         everything = stage.reached is None
         reached = () if stage.reached is None else stage.reached
         index = len(self.levels) - 1 if everything else len(reached)
@@ -1091,12 +1143,15 @@ class _Search:
         if everything or not self.problem.policy.partial:
             none = np.zeros(self.servers.count)
             full = replace(stage, largest_unserved=none)
+            prices = full.prices(priced.duals)
             lower, _ = self._lower(full, priced.columns, self.has_option, priced.duals, none)
             lower[is_listed] = np.nan
-            milp = with_serving_rows(milp, formulation, self.servers, full.prices(priced.duals), lower)
-        milp, back = with_columns(milp, formulation, self.servers, listed)
-        shift = formulation.objectives[index].shift
-        return _Near(milp, reach, shift, lambda x: formulation.read_plan(back @ x))
+            milp = with_serving_rows(milp, formulation, self.servers, prices, lower)
+            worth = np.where(stage.active, priced.lower + reach * (1.0 + _INTEGRAL), np.inf)
+            upper, option = milp.column_upper.copy(), formulation.option_column
+            upper[option] = np.minimum(upper[option], self.servers.most_below(prices, worth))
+            milp = replace(milp, column_upper=upper)
+        return milp, formulation, formulation.objectives[index].shift
 
     def _plan_of(self, columns: Columns) -> Plan:
         replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()

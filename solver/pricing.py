@@ -248,6 +248,34 @@ class Servers:
         served = np.where(minimum > 0, np.minimum(served, replicas / np.maximum(minimum, 1)), served)
         return np.where(replicas >= problem.replicas_needed[option], 0.0, np.clip(1.0 - served, 0.0, 1.0))
 
+    def most_below(self, prices: Prices, worth: FloatArray) -> FloatArray:
+        """Most replicas of each option in a column that serves everything and is worth less than this.
+
+        What they do not serve costs at least the cheapest price of a share.
+
+        Parameters
+        ----------
+        prices : Prices
+        worth : (S,) float
+
+        Returns
+        -------
+        (J,) float
+            Whole numbers >= 0, or inf.
+        """
+        problem = self.problem
+        server, count = problem.option_server, self.count
+        ratio = np.full(count, np.inf)
+        np.minimum.at(ratio, server, prices.replica / self.share)
+        ratio = np.where(problem.arrival_rps > 0, ratio, 0.0)
+        kept = np.bincount(server, prices.fixed * self.keeping_per_h, minlength=count)
+        least = prices.fixed * self.leaving_per_h - kept + ratio * (1.0 - DEMAND_TOLERANCE)
+        more = prices.replica - ratio[server] * self.share
+        with np.errstate(divide="ignore", invalid="ignore"):
+            most = np.floor((worth - least)[server] / more + _TIE)
+        result: FloatArray = np.where((more > 0) & np.isfinite(most), np.maximum(most, 0.0), np.inf)
+        return result
+
     def columns(self, server: IntArray, option: IntArray, replicas: IntArray) -> Columns:
         """Columns of one option each; option -1 is the empty one. Shapes (n,)."""
         used = option >= 0

@@ -122,3 +122,21 @@ def test_nothing_below_the_optimum() -> None:
     best = driver.solve(milp, EXACT).objective
     assert driver.solve(below(milp, best * 1.001), EXACT).objective == pytest.approx(best)
     assert driver.solve(below(milp, best * 0.999), EXACT).termination is Termination.INFEASIBLE
+
+
+def test_no_column_within_reach_has_more_replicas() -> None:
+    limited = 0
+    for seed, problem in enumerate(mixes()):
+        servers, rng = Servers(problem), np.random.default_rng(seed)
+        prices = prices_of(servers, seed)
+        columns = all_columns(servers, seed, best_of_equals=False)
+        columns = columns.take(columns.unserved == 0)
+        if not len(columns):
+            continue
+        worth, value = rng.uniform(0.0, 40.0, servers.count), columns.value(prices)
+        near = columns.take(value < worth[columns.server])
+        most = servers.most_below(prices, worth)
+        used = near.replicas.tocoo()
+        assert (used.data <= most[used.col]).all(), seed
+        limited += bool((most < servers.most).any())
+    assert limited > 50
