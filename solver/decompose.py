@@ -35,6 +35,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from solver.backends.greedy import greedy
+from solver.beam import Effort, matched
 from solver.check import score, violations
 from solver.cuts import with_serving_rows
 from solver.errors import SolverError
@@ -42,7 +43,7 @@ from solver.formulate import formulate, program
 from solver.listed import below, with_columns
 from solver.milp import Milp, SolveOptions, Termination
 from solver.packing import is_chain
-from solver.prices import Listed, ascend
+from solver.prices import Listed, along, ascend, parted
 from solver.pricing import Columns, Servers, fractional, mixtures, single_type
 from solver.problem import LevelKind, Plan, levels
 from solver.ranging import on_the_line, range_of_row
@@ -91,6 +92,21 @@ _PLAN_COLUMNS = (500, 2000, 6000)
 
 # Columns beside those of the master's solution that a repair chooses from.
 _REPAIR_COLUMNS = 30_000
+
+# Beam searches for a plan, one after the other: with a mix, with a mix of few servers, and with one type. The
+# smaller the fleet, the farther its best plan is from the bound, and the less there is to find.
+_EFFORTS = (
+    Effort(0.01, 0.03, 100, 200),
+    Effort(0.1, 0.3, 300, 500),
+    Effort(0.01, 0.03, 300, 500),
+    Effort(0.05, 0.03, 300, 500),
+)
+_EFFORTS_OF_FEW, _EFFORTS_OF_ONE_TYPE = _EFFORTS[1:2], _EFFORTS[2:0:-1]
+_MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 60, 3_000
+
+# Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
+# may be above the bound, and how many at most.
+_DIVIDED_REACH, _DIVIDED_COLUMNS = 0.6, 1_000
 
 # Most mixes of a server that pricing returns, and of all servers where these are few.
 _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
@@ -317,10 +333,12 @@ class _Search:
     pool: Columns = field(init=False)
     incumbent: Columns = field(init=False)
     basis: Columns = field(init=False)
+    hint: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool = single_type(self.servers)
         self.basis = self.pool.take(np.zeros(0, dtype=np.int64))
+        self.hint = np.zeros(0)
 
     @cached_property
     def servers(self) -> Servers:
@@ -464,6 +482,7 @@ class _Search:
                 largest = best
             else:
                 held = (*held, Held(unserved, unmet, value + _HOLD_TOLERANCE))
+                self.hint = np.zeros(0) if priced is None else priced.duals
             bounds[-1] = max(bounds[-1], bound)
             self.pool = _distinct(self.pool.joined(self.incumbent))
         stage = Stage(
@@ -578,9 +597,13 @@ class _Search:
             return None
         guide = stage.allowed(self.guide)
         most = np.full(len(limits), self._penalty(stage.worth(guide)))
-        few, share = self._sample(stage, guide)
-        duals = ascend(self._listed(stage, few, share), np.zeros(len(limits)), most, _COLD, self.left_s)
-        if share < 1.0:
+        few, room = self._sample(stage, guide)
+        sample = self._listed(stage, few, room)
+        if stage.held and len(self.hint) + 1 == len(limits):
+            duals = ascend(sample, along(sample, np.r_[self.hint, 1.0], most), most, _WARM, self.left_s)
+        else:
+            duals = ascend(sample, np.zeros(len(limits)), most, _COLD, self.left_s)
+        if len(few) < len(guide):
             duals = ascend(self._listed(stage, guide), duals, most, _WARM, self.left_s)
         return self._rounds(stage, columns, stage.active, limits, duals)
 
@@ -601,8 +624,10 @@ class _Search:
         bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
         guide = stage.allowed(self.guide)
         most = 1.0 / np.maximum(limits, 1.0)
-        few, share = self._sample(stage, guide)
-        duals = ascend(self._listed(bare, few, share), 0.5 * most, most, _COLD, self.left_s)
+        few, room = self._sample(stage, guide)
+        duals = parted(self._listed(bare, few, room), 0.5 * most, most, _COLD, self.left_s)
+        if duals is None:
+            return False
         listed = np.full(self.servers.count, np.inf)
         np.minimum.at(listed, guide.server, guide.value(bare.prices(duals)))
         if float(listed[np.isfinite(listed)].sum()) <= float(duals @ limits):
@@ -610,16 +635,27 @@ class _Search:
         lower, _ = self._lower(bare, stage.allowed(self.pool), stage.active, duals, zero)
         return _lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
 
-    def _sample(self, stage: Stage, columns: Columns) -> tuple[Columns, float]:
-        """Columns of some `_SAMPLE` servers of every size, and their share of what all of them take."""
+    def _sample(self, stage: Stage, columns: Columns) -> tuple[Columns, FloatArray]:
+        """Columns of some `_SAMPLE` servers of every size, and their share of the limits.
+
+        Where a level is held, the few servers that it leaves short decide what the others pay: then all that
+        the incumbent leaves short are there, and the sample has what the incumbent gives it.
+        """
         active = np.flatnonzero(stage.active)
         if len(active) <= 2 * _SAMPLE:
-            return columns, 1.0
+            return columns, stage.limits
         size = self._size[active]
         by_size = np.argsort(size, kind="stable")[:: len(active) // _SAMPLE]
         sample = np.zeros(self.servers.count, dtype=bool)
         sample[active[by_size]] = True
-        return columns.take(sample[columns.server]), float(size[by_size].sum() / size.sum())
+        if not stage.held:
+            share = float(size[by_size].sum() / size.sum())
+            return columns.take(sample[columns.server]), share * stage.limits
+        now = self.incumbent
+        sample[now.server[now.unserved > 0]] = True
+        others = now.take(stage.active[now.server] & ~sample[now.server])
+        sample &= stage.active
+        return columns.take(sample[columns.server]), stage.limits - stage.usage(others).sum(axis=0)
 
     @cached_property
     def _size(self) -> FloatArray:
@@ -630,13 +666,14 @@ class _Search:
         np.minimum.at(size, self.guide.server[served], taken[served])
         return np.where(np.isfinite(size), size, 0.0)
 
-    def _listed(self, stage: Stage, columns: Columns, share: float = 1.0) -> Listed:
-        """Return these columns for the search for prices, with a share of the limits."""
-        usage, limits, worth = stage.usage(columns), stage.limits, stage.worth(columns)
+    def _listed(self, stage: Stage, columns: Columns, limits: FloatArray | None = None) -> Listed:
+        """Return these columns for the search for prices, with other limits if given."""
+        limits = stage.limits if limits is None else limits
+        usage, worth = stage.usage(columns), stage.worth(columns)
         scale = (
             float(worth.mean()) + _TINY if worth.any() else float((usage / np.maximum(limits, 1.0)).mean())
         )
-        return Listed(columns.server, worth, usage, share * limits, scale)
+        return Listed(columns.server, worth, usage, limits, scale)
 
     def _penalty(self, worth: FloatArray) -> float:
         """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
@@ -713,7 +750,7 @@ class _Search:
         if master is None:
             return False
         # With few servers every digit of the bound helps to close the gap.
-        share = 0.25 if self.servers.count <= _CLOSABLE else 0.5
+        share = 0.25 if self.servers.count <= _CLOSABLE else 0.6
         close = share * self.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
         if stage.money < 1.0:
             close += 0.01 * self._money_room
@@ -897,8 +934,9 @@ class _Search:
         if len(chosen) < stage.active.sum():
             # Out of time before every server had a column.
             return None
-        best = self._incumbent_in(stage, priced.columns, limits)
-        value = np.inf if best is None else self._total(stage, priced.columns, best)
+        known = self._incumbent_in(stage, priced.columns, limits)
+        best = None if known is None else priced.columns.take(known)
+        value = np.inf if best is None else float(stage.worth(best).sum())
         listed = self._listed(stage, priced.columns)
         distance = listed.distance(priced.duals, priced.reduced, chosen)
         # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
@@ -918,11 +956,14 @@ class _Search:
                 np.searchsorted(which, chosen),
                 lambda: self.left_s() - until_s,
             )
-            if repair is not None and self._total(stage, priced.columns, which[repair]) < value:
-                best = which[repair]
-                value = self._total(stage, priced.columns, best)
+            found = None if repair is None else which[repair]
+            best, value = self._better(stage, priced.columns, found, best, value)
             if repair is not None or count >= len(nearest):
                 break
+        for effort in self._efforts if stage.money == 1.0 else ():
+            if value <= good or self.left_s() <= 0:
+                break
+            best, value = self._better(stage, *self._matched(stage, priced, good, effort), best, value)
         gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
         is_cost, closable = stage.money == 1.0, not self.mixes or self.servers.count <= _CLOSABLE
         # A compact program is the better last resort where it is small enough.
@@ -939,15 +980,72 @@ class _Search:
                 break
             which = np.sort(nearest[: count + len(chosen)])
             found = self._choose(stage, priced.columns, which, limits, 0.3 * self.left_s(), gap)
-            if found is not None and found[1] < value:
-                best, value = found[0], found[1]
+            best, value = self._better(stage, priced.columns, found, best, value)
             if count >= len(nearest):
                 break
-        if best is None:
-            return None
-        columns = priced.columns.take(best)
-        self._adopt(self._plan_of(columns))
-        return columns
+        if best is not None:
+            self._adopt(self._plan_of(best))
+        return best
+
+    def _better(
+        self, stage: Stage, columns: Columns, which: IntArray | None, best: Columns | None, value: float
+    ) -> tuple[Columns | None, float]:
+        """Return these columns and what they are worth if that is less than `value`, or else `best`."""
+        if which is not None:
+            found = columns.take(which)
+            worth = float(stage.worth(found).sum())
+            if worth < value:
+                return found, worth
+        return best, value
+
+    @property
+    def _efforts(self) -> tuple[Effort, ...]:
+        count = self.servers.count
+        if not self.mixes:
+            return _EFFORTS_OF_ONE_TYPE if count >= _MATCHED_ONE_TYPE_FROM else ()
+        if count < _MATCHED_FROM:
+            return ()
+        return _EFFORTS_OF_FEW if count < _CLOSABLE else _EFFORTS
+
+    def _matched(
+        self, stage: Stage, priced: _Priced, good: float, effort: Effort
+    ) -> tuple[Columns, IntArray | None]:
+        """Choose one column of each active server by a beam search, among columns that it returns too."""
+        master, columns, room = priced.master, priced.columns, good - priced.bound
+        if master is None:
+            return columns, None
+        split = np.flatnonzero(priced.split)
+        reduced, usage = priced.reduced, stage.usage(master.columns)
+        expected = np.zeros((self.servers.count, len(stage.limits)))
+        np.add.at(expected, master.columns.server, master.x[:, None] * usage)
+        if self.mixes:
+            # A server that is divided runs many replicas: which of the many ways fits is what matters most.
+            reach = np.full(self.servers.count, _DIVIDED_REACH * room)
+            prices = stage.prices(priced.duals)
+            more = mixtures(
+                self.servers,
+                split,
+                prices,
+                stage.largest_unserved,
+                reach,
+                self.left_s,
+                most_columns=_DIVIDED_COLUMNS,
+            ).columns
+            reduced = np.r_[reduced, more.value(prices) - priced.lower[more.server]]
+            columns = columns.joined(more)
+        order = np.argsort(columns.server, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        columns, reduced = columns.take(order), reduced[order]
+        active = np.flatnonzero(priced.chosen >= 0)
+        chosen = place[priced.chosen[active]]
+        listed = self._listed(stage, columns)
+        divided = priced.split[active]
+        taken = np.where(divided[:, None], expected[active], listed.usage[chosen])
+        found = matched(listed, reduced, priced.duals, chosen, taken, divided, room, effort, self.left_s)
+        if found is not None and not self._fits(stage, columns.take(found), stage.limits):
+            return columns, None
+        return columns, found
 
     def _adopt(self, plan: Plan) -> None:
         """Take a plan that is better than the best one so far."""
@@ -982,16 +1080,13 @@ class _Search:
             return False
         return value - bound <= self.options.relative_gap * abs(value) + _TINY * max(1.0, abs(value))
 
-    def _total(self, stage: Stage, columns: Columns, which: IntArray) -> float:
-        return float(stage.worth(columns.take(which)).sum())
-
     def _fits(self, stage: Stage, columns: Columns, limits: FloatArray) -> bool:
         return bool((stage.usage(columns).sum(axis=0) <= limits).all())
 
     def _choose(
         self, stage: Stage, columns: Columns, which: IntArray, limits: FloatArray, seconds: float, gap: float
-    ) -> tuple[IntArray, float] | None:
-        """Choose one column of each server among `which`: the columns and their value; None for no plan."""
+    ) -> IntArray | None:
+        """Choose one column of each server among `which`; None for no plan."""
         few = columns.take(which)
         milp, free = self._program(stage, few, limits, price=np.inf, integer=True)
         raw = self._solve(milp, relax=False, seconds=seconds, gap=gap)
@@ -999,8 +1094,7 @@ class _Search:
             return None
         taken = np.ones(len(few), dtype=bool)
         taken[free] = raw.x[: len(free)] > 0.5
-        best = which[taken]
-        return best, self._total(stage, columns, best)
+        return which[taken]
 
     def _close(
         self, stage: Stage, priced: _Priced, value: float, bound: float, step: float

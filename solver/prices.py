@@ -23,7 +23,7 @@ _NEWTON_STEPS = 20
 _BALANCED = 1e-4
 
 # The smoothing falls by this factor each time, down to the last one, relative to the scale of the values.
-_FALL, _SHARPEST = 0.25, 1e-5
+_FALL, _SHARPEST = 0.25, 3e-5
 
 # Columns that take part: those within so many times the smoothing, and those that so small a relative change
 # of prices makes best.
@@ -31,6 +31,12 @@ _NO_WEIGHT, _PRICE_CHANGE = 20.0, 0.03
 
 # Most tries at one smoothing to find the columns that matter at the prices it leads to.
 _MOST_TRIES = 6
+
+# Logarithms of the lengths that a search along a line looks at, below the largest, and of its last step.
+_WIDEST, _NEAR_ENOUGH = 40.0, 0.02
+
+# A bound above 0 by so much, relative to the worth of the limits, is one for more columns like those as well.
+_CLEARLY = 0.01
 
 # Relative differences below this are rounding.
 _TINY = 1e-9
@@ -110,27 +116,61 @@ def ascend(
     (R,) float
         The best prices seen, within 0..`most`.
     """
-    value, reduced = listed.bound(duals)
-    best, best_value = duals, value
-    t = smoothing
-    also = np.zeros(len(listed.server), dtype=bool)
-    while t >= _SHARPEST and left_s() > 0:
-        near = _near(listed, duals, reduced, t * listed.scale) | also
-        for _ in range(_MOST_TRIES):
-            few = listed.take(near)
-            trial = _Soft(few, t * listed.scale).maximise(duals, most, left_s)
-            value, reduced = listed.bound(trial)
-            # Where columns left out are better at the new prices than those in, the way there was wrong.
-            missed = ~near & (reduced <= _NO_WEIGHT * t * listed.scale)
-            if not missed.any() or few.bound(trial)[0] - value <= _BALANCED * abs(value):
-                break
-            near |= missed
-        also = near if t == smoothing else also
-        duals = trial
-        if value > best_value:
-            best, best_value = duals, value
-        t *= _FALL
-    return best
+    search = _Search(listed, duals, smoothing)
+    while search.t >= _SHARPEST and left_s() > 0:
+        search.step(most, left_s)
+    return search.best
+
+
+def along(listed: Listed, direction: FloatArray, most: FloatArray) -> FloatArray:
+    """Return the prices in a direction with the best Lagrangian bound, or nearly.
+
+    Parameters
+    ----------
+    listed : Listed
+    direction : (R,) float
+        >= 0, not all 0.
+    most : (R,) float
+        Largest price of each row.
+    """
+    used = direction > 0
+    high = np.log(float((most[used] / direction[used]).min()))
+    low = high - _WIDEST
+    # The bound is concave along a line, so it has one peak in the logarithm of the length too.
+    while high - low > _NEAR_ENOUGH:
+        left, right = low + (high - low) / 3.0, high - (high - low) / 3.0
+        if listed.bound(np.exp(left) * direction)[0] < listed.bound(np.exp(right) * direction)[0]:
+            low = left
+        else:
+            high = right
+    result: FloatArray = np.exp(0.5 * (low + high)) * direction
+    return result
+
+
+def parted(
+    listed: Listed, duals: FloatArray, most: FloatArray, smoothing: float, left_s: Callable[[], float]
+) -> FloatArray | None:
+    """Look for prices with a Lagrangian bound above 0, over listed columns.
+
+    Of columns that are worth nothing such prices prove that no mixture of them keeps the limits.
+
+    Parameters
+    ----------
+    listed, duals, most, smoothing, left_s
+        As in `ascend`.
+
+    Returns
+    -------
+    (R,) float or None
+        None where some mixture of the columns keeps the limits, or no such prices were found.
+    """
+    search = _Search(listed, duals, smoothing)
+    while search.t >= _SHARPEST and left_s() > 0:
+        if search.best_value > _CLEARLY * float(search.best @ listed.limits):
+            break
+        if search.step(most, left_s):
+            return None
+    return search.best if search.best_value > 0 else None
 
 
 def _near(listed: Listed, duals: FloatArray, reduced: FloatArray, t: float) -> BoolArray:
@@ -148,12 +188,46 @@ def _groups(server: IntArray) -> tuple[IntArray, IntArray]:
     return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(server)]))
 
 
+class _Search:
+    """The ascent: prices, and the smoothing that is next."""
+
+    def __init__(self, listed: Listed, duals: FloatArray, smoothing: float) -> None:
+        self._listed, self._duals, self.t = listed, duals, smoothing
+        self.best_value, self._reduced = listed.bound(duals)
+        self.best = duals
+        self._also = np.zeros(len(listed.server), dtype=bool)
+        self._is_first = True
+
+    def step(self, most: FloatArray, left_s: Callable[[], float]) -> bool:
+        """Maximise at one smoothing; whether the mixture of columns there keeps the limits."""
+        listed, t = self._listed, self.t * self._listed.scale
+        near = _near(listed, self._duals, self._reduced, t) | self._also
+        for _ in range(_MOST_TRIES):
+            few = listed.take(near)
+            soft = _Soft(few, t)
+            trial = soft.maximise(self._duals, most, left_s)
+            value, self._reduced = listed.bound(trial)
+            # Where columns left out are better at the new prices than those in, the way there was wrong.
+            missed = ~near & (self._reduced <= _NO_WEIGHT * t)
+            if not missed.any() or few.bound(trial)[0] - value <= _BALANCED * abs(value):
+                break
+            near |= missed
+        if self._is_first:
+            self._also, self._is_first = near, False
+        self._duals = trial
+        if value > self.best_value:
+            self.best, self.best_value = trial, value
+        self.t *= _FALL
+        return soft.fits
+
+
 class _Soft:
-    """The bound with a soft minimum at smoothing `t`."""
+    """The bound with a soft minimum at smoothing `t`; `fits` once a mixture of columns keeps the limits."""
 
     def __init__(self, listed: Listed, t: float) -> None:
         self._listed, self._t = listed, t
         self._first, self._group = _groups(listed.server)
+        self.fits = False
         # Worth of a column for each unit that a column takes of a row: the scale of its price.
         self._usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
 
@@ -164,6 +238,7 @@ class _Soft:
         for _ in range(_NEWTON_STEPS):
             mean = np.add.reduceat(share[:, None] * usage, self._first, axis=0)
             slope = mean.sum(axis=0) - limits
+            self.fits |= bool((slope <= 0).all())
             free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
             if left_s() <= 0 or not (np.abs(slope[free]) > _BALANCED * np.maximum(limits[free], 1.0)).any():
                 break

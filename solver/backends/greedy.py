@@ -10,7 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from solver.problem import AllocationProblem
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """One way to serve a server: replicas beside those that run anyway, and what it costs with the switch.
 
     `replicas` serve the rest of the demand, `most` are allowed.
@@ -165,20 +164,20 @@ def _servers(problem: AllocationProblem, chosen: IntArray, anyway: IntArray) -> 
     needed, most = _beside(problem, anyway)
     runs_on = problem.per_server(np.minimum(anyway, 1))
 
-    candidates: dict[int, list[_Candidate]] = {}
-    for option in chosen.tolist():
-        if not anyway[option] and runs_on[server[option]] >= problem.max_types[server[option]]:
-            continue
-        candidate = _Candidate(
-            option=option,
-            value=float(value[option]),
-            replicas=int(needed[option]),
-            most=int(most[option]),
-            gpu_type=int(problem.gpu_type[option]),
-            gpus=int(problem.gpus[option]),
-        )
-        candidates.setdefault(int(server[option]), []).append(candidate)
-    servers = [_Server(index, int(problem.priority[index]), tuple(own)) for index, own in candidates.items()]
+    full = runs_on >= problem.max_types
+    chosen = chosen[(anyway[chosen] > 0) | ~full[server[chosen]]]
+    fields = (
+        chosen,
+        value[chosen],
+        needed[chosen],
+        most[chosen],
+        problem.gpu_type[chosen],
+        problem.gpus[chosen],
+    )
+    candidates = list(map(_Candidate._make, zip(*(field.tolist() for field in fields), strict=True)))
+    index, first, count = np.unique(server[chosen], return_index=True, return_counts=True)
+    rows = zip(*(x.tolist() for x in (index, problem.priority[index], first, first + count)), strict=True)
+    servers = [_Server(s, priority, tuple(candidates[start:end])) for s, priority, start, end in rows]
     return sorted(servers, key=lambda entry: (entry.priority, entry.index))
 
 

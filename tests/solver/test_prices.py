@@ -6,7 +6,7 @@ from numpy.random import default_rng
 
 from solver import backends
 from solver.milp import Milp, SolveOptions
-from solver.prices import Listed, ascend
+from solver.prices import Listed, along, ascend, parted
 
 
 def listed(servers: int, each: int, rows: int, seed: int, *, stock: float = 0.5) -> Listed:
@@ -79,3 +79,31 @@ def test_distance_is_the_change_of_prices_that_makes_a_column_best() -> None:
     other = np.setdiff1d(np.arange(len(reduced)), main)
     moved = np.abs(columns.usage[other] - columns.usage[main[columns.server[other]]]) @ duals
     assert distance[other] * moved == pytest.approx(reduced[other], abs=1e-6)
+
+
+def test_the_best_prices_along_a_line_are_those_of_a_fine_grid() -> None:
+    for seed in range(5):
+        columns = listed(100, 6, 4, seed)
+        direction = default_rng(seed).uniform(0.0, 1.0, 4)
+        best = columns.bound(along(columns, direction, np.full(4, 1e4)))[0]
+        grid = max(columns.bound(length * direction)[0] for length in np.geomspace(1e-6, 1e4, 5000))
+        assert best == pytest.approx(grid, rel=1e-3)
+
+
+@pytest.mark.parametrize("stock", [0.02, 0.1, 0.3, 0.6, 2.0])
+def test_prices_part_what_does_not_fit_from_what_does(stock: float) -> None:
+    for seed in range(8):
+        columns = listed(60, 5, 3, seed, stock=stock)
+        # Without the way out some systems fit and some do not; the linear program knows.
+        kept = columns.usage.any(axis=1)
+        usage, server = columns.usage[kept], columns.server[kept]
+        bare = Listed(server, np.zeros(len(server)), usage, columns.limits, 1.0)
+        fits = np.isfinite(relaxed(bare))
+        most = 1.0 / np.maximum(columns.limits, 1.0)
+        found = parted(bare, 0.5 * most, most, 0.05, lambda: 1.0)
+        if fits:
+            assert found is None
+        else:
+            assert found is not None
+            assert bare.bound(found)[0] > 0.0
+            assert ((found >= 0.0) & (found <= most)).all()
