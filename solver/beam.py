@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Most columns of a server that the relaxation divides; most servers that change beside these, and most
 # columns of each. Columns of the least reduced cost, servers that it takes least to change.
-_MOST_OF_DIVIDED, _MOST_SERVERS, _MOST_COLUMNS = 1000, 1000, 8
+_MOST_OF_DIVIDED, _MOST_SERVERS, _MOST_COLUMNS = 2000, 1000, 8
 
 # Price of a unit beyond a limit that has no price, relative to the worth of a usual unit.
 _UNPRICED = 0.01

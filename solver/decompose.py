@@ -36,6 +36,7 @@ from scipy.sparse import csr_matrix
 
 from solver.backends.greedy import greedy
 from solver.beam import Effort, matched
+from solver.between import mixes_between
 from solver.check import score, violations
 from solver.cuts import with_serving_rows
 from solver.errors import SolverError
@@ -93,16 +94,17 @@ _PLAN_COLUMNS = (500, 2000, 6000)
 # Columns beside those of the master's solution that a repair chooses from.
 _REPAIR_COLUMNS = 30_000
 
-# Beam searches for a plan, one after the other: with a mix, with a mix of few servers, and with one type. The
-# smaller the fleet, the farther its best plan is from the bound, and the less there is to find.
+# Beam searches for a plan, one after the other: with a mix, with a mix of few servers, and with one type; and
+# from how many servers on. The best plan of a smaller fleet is farther from the bound than they look.
 _EFFORTS = (
+    Effort(0.05, 0.1, 100, 200),
     Effort(0.01, 0.03, 100, 200),
     Effort(0.1, 0.3, 300, 500),
-    Effort(0.01, 0.03, 300, 500),
-    Effort(0.05, 0.03, 300, 500),
+    Effort(0.01, 0.1, 300, 500),
 )
-_EFFORTS_OF_FEW, _EFFORTS_OF_ONE_TYPE = _EFFORTS[1:2], _EFFORTS[2:0:-1]
-_MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 60, 3_000
+_EFFORTS_OF_FEW = (Effort(0.3, 0.5, 100, 200), _EFFORTS[0])
+_EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
+_MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
 
 # Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
 # may be above the bound, and how many at most.
@@ -1022,7 +1024,8 @@ class _Search:
             # A server that is divided runs many replicas: which of the many ways fits is what matters most.
             reach = np.full(self.servers.count, _DIVIDED_REACH * room)
             prices = stage.prices(priced.duals)
-            more = mixtures(
+            tally = self._tally(stage)
+            near = mixtures(
                 self.servers,
                 split,
                 prices,
@@ -1030,7 +1033,21 @@ class _Search:
                 reach,
                 self.left_s,
                 most_columns=_DIVIDED_COLUMNS,
+                tally=tally,
             ).columns
+            mine = priced.split[master.columns.server]
+            mean = master.columns.replicas[mine].T @ master.x[mine]
+            between = mixes_between(
+                self.servers,
+                split,
+                mean,
+                prices,
+                reach,
+                self.left_s,
+                most_columns=_DIVIDED_COLUMNS,
+                tally=tally,
+            )
+            more = near.joined(between)
             reduced = np.r_[reduced, more.value(prices) - priced.lower[more.server]]
             columns = columns.joined(more)
         order = np.argsort(columns.server, kind="stable")
@@ -1071,7 +1088,7 @@ class _Search:
     def _cheapest(self, stage: Stage, priced: _Priced) -> tuple[bool, float]:
         """Better the incumbent at the cost level; whether a plan was found, and the bound."""
         bound = priced.bound
-        columns = self._plan(stage, priced, bound + 0.9 * self.options.relative_gap * abs(bound))
+        columns = self._plan(stage, priced, bound + 0.99 * self.options.relative_gap * abs(bound))
         value = np.inf if columns is None else float(stage.worth(columns).sum())
         return self._close(stage, priced, value, bound, self.options.relative_gap * abs(bound))
 
@@ -1179,6 +1196,11 @@ class _Search:
             within = within[priced.reduced[within] <= reach]
         return self._near_program(stage, priced.columns.take(within), reach)
 
+    def _tally(self, stage: Stage) -> IntArray | None:
+        """Number of each option for `mixtures`, where a server is served in full or not at all."""
+        whole = not self.problem.policy.partial or not stage.largest_unserved.any()
+        return self.coupling.tally if whole else None
+
     def _near_program(self, stage: Stage, columns: Columns, reach: float) -> _Near:
         """Write the program that chooses one of the columns of each server."""
         milp, free = self._program(stage, columns, stage.limits, price=np.inf, integer=True)
@@ -1195,7 +1217,6 @@ class _Search:
         """List the servers with few such mixes; the others in compact form. None for too many servers."""
         active = np.flatnonzero(stage.active)
         prices = stage.prices(priced.duals)
-        whole = not self.problem.policy.partial or not stage.largest_unserved.any()
         found = mixtures(
             self.servers,
             active,
@@ -1204,7 +1225,7 @@ class _Search:
             np.full(self.servers.count, reach),
             self.left_s,
             most_columns=_MOST_LISTED,
-            tally=self.coupling.tally if whole else None,
+            tally=self._tally(stage),
         )
         reduced = found.columns.value(prices) - priced.lower[found.columns.server]
         if (reduced <= reach).sum() > most:

@@ -90,7 +90,7 @@ def test_the_best_prices_along_a_line_are_those_of_a_fine_grid() -> None:
         assert best == pytest.approx(grid, rel=1e-3)
 
 
-@pytest.mark.parametrize("stock", [0.02, 0.1, 0.3, 0.6, 2.0])
+@pytest.mark.parametrize("stock", [0.3, 0.7, 0.75, 0.8, 2.0])
 def test_prices_part_what_does_not_fit_from_what_does(stock: float) -> None:
     for seed in range(8):
         columns = listed(60, 5, 3, seed, stock=stock)
