@@ -102,7 +102,11 @@ _EFFORTS = (
     Effort(0.1, 0.3, 300, 500),
     Effort(0.01, 0.1, 300, 500),
 )
-_EFFORTS_OF_FEW = (Effort(0.3, 0.5, 100, 200), _EFFORTS[0])
+_EFFORTS_OF_FEW = (
+    Effort(0.3, 0.5, 100, 200),
+    Effort(0.1, 0.3, 300, 500, room=3.0),
+    Effort(0.3, 0.5, 100, 200, room=10.0),
+)
 _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
 
@@ -138,6 +142,9 @@ _MASTER_COLUMNS_EACH = 1.0
 
 # Smoothing of the bound where the search for prices starts: with no prices yet, and near good ones.
 _COLD, _WARM = 0.05, 2e-4
+
+# Smoothing where it ends: with few servers every digit of the bound helps to close the gap.
+_SHARPEST_OF_FEW, _SHARPEST = 1e-5, 3e-5
 
 # A round that changes neither the bound nor the master by more, relatively, is the last.
 _SMALL_STEP = 1e-7
@@ -601,12 +608,14 @@ class _Search:
         most = np.full(len(limits), self._penalty(stage.worth(guide)))
         few, room = self._sample(stage, guide)
         sample = self._listed(stage, few, room)
+        sharpest = _SHARPEST_OF_FEW if self.servers.count <= _CLOSABLE else _SHARPEST
         if stage.held and len(self.hint) + 1 == len(limits):
-            duals = ascend(sample, along(sample, np.r_[self.hint, 1.0], most), most, _WARM, self.left_s)
+            duals = along(sample, np.r_[self.hint, 1.0], most)
+            duals = ascend(sample, duals, most, _WARM, self.left_s, sharpest)
         else:
-            duals = ascend(sample, np.zeros(len(limits)), most, _COLD, self.left_s)
+            duals = ascend(sample, np.zeros(len(limits)), most, _COLD, self.left_s, sharpest)
         if len(few) < len(guide):
-            duals = ascend(self._listed(stage, guide), duals, most, _WARM, self.left_s)
+            duals = ascend(self._listed(stage, guide), duals, most, _WARM, self.left_s, sharpest)
         return self._rounds(stage, columns, stage.active, limits, duals)
 
     @cached_property
@@ -1022,7 +1031,7 @@ class _Search:
         np.add.at(expected, master.columns.server, master.x[:, None] * usage)
         if self.mixes:
             # A server that is divided runs many replicas: which of the many ways fits is what matters most.
-            reach = np.full(self.servers.count, _DIVIDED_REACH * room)
+            reach = np.full(self.servers.count, _DIVIDED_REACH * effort.room * room)
             prices = stage.prices(priced.duals)
             tally = self._tally(stage)
             near = mixtures(

@@ -23,7 +23,7 @@ _NEWTON_STEPS = 20
 _BALANCED = 1e-4
 
 # The smoothing falls by this factor each time, down to the last one, relative to the scale of the values.
-_FALL, _SHARPEST = 0.25, 3e-5
+_FALL, _SHARPEST = 0.25, 1e-5
 
 # Columns that take part: those within so many times the smoothing, and those that so small a relative change
 # of prices makes best.
@@ -96,6 +96,7 @@ def ascend(
     most: FloatArray,
     smoothing: float,
     left_s: Callable[[], float],
+    sharpest: float = _SHARPEST,
 ) -> FloatArray:
     """Raise the Lagrangian bound over listed columns.
 
@@ -110,6 +111,8 @@ def ascend(
         Where t starts, relative to the scale: the smaller the nearer `duals` are thought to be.
     left_s : callable
         Seconds that are left.
+    sharpest : float
+        Where t ends, relative to the scale.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def ascend(
         The best prices seen, within 0..`most`.
     """
     search = _Search(listed, duals, smoothing)
-    while search.t >= _SHARPEST and left_s() > 0:
+    while search.t >= sharpest and left_s() > 0:
         search.step(most, left_s)
     return search.best
 
