@@ -2,11 +2,13 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import oracle
 import pytest
 
+import solver.decompose as method
 from solver import backends
 from solver.backends.greedy import greedy
 from solver.check import score, violations
@@ -73,6 +75,39 @@ def test_decomposition_finds_the_brute_force_optimum() -> None:
         assert values(problem, solved.plan) == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
         for found, value in zip(solved.levels, best.values, strict=True):
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+
+
+def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(method, "_MATCHED_FROM", 1)
+    monkeypatch.setattr(method, "_MATCHED_ONE_TYPE_FROM", 1)
+    found = []
+    search = method.matched
+
+    def recorded(*args: Any) -> Any:
+        found.append(search(*args))
+        return found[-1]
+
+    monkeypatch.setattr(method, "matched", recorded)
+    driver = backends.get("highs")
+    for seed in range(200):
+        problem = oracle.random_problem(seed)
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == [], seed
+        best = oracle.best(problem).values
+        assert values(problem, solved.plan) == pytest.approx(best, rel=1e-5, abs=1e-5), seed
+    assert sum(plan is not None for plan in found) > 10
+
+
+def test_beam_searches_alone_prove_a_fleet_with_a_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, "_MOST_CLOSING_COLUMNS", 0)
+    options = SolveOptions(relative_gap=1e-4, time_limit_s=60.0)
+    for seed in range(3):
+        problem = fleet(400, seed, mix=True, stock=2.0)
+        solved = decompose(problem, backends.get("highs"), options)
+        assert violations(problem, solved.plan) == []
+        assert solved.termination is Termination.OPTIMAL
 
 
 @pytest.mark.parametrize("mix", [False, True])
