@@ -342,6 +342,7 @@ class _Search:
     pool: Columns = field(init=False)
     incumbent: Columns = field(init=False)
     basis: Columns = field(init=False)
+    # Prices of the last stage that fell short, where its level is now held: a direction for the next ones.
     hint: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -475,7 +476,8 @@ class _Search:
                 tuple(reached[:-1]),
             )
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
-            if defer and self.left_s() > 0 and not self._impossible(replace(stage, largest_unserved=best)):
+            all_met = replace(stage, largest_unserved=best)
+            if defer and self.left_s() > 0 and (self._has_plan(all_met) or not self._impossible(all_met)):
                 deferred, largest = True, best
                 continue
             priced = self._converge(stage) if self.left_s() > 0 else None
@@ -602,7 +604,7 @@ class _Search:
             return alone
         if len(np.unique(columns.server)) < len(active):
             return None
-        if self._impossible(stage):
+        if not self._has_plan(stage) and self._impossible(stage):
             return None
         guide = stage.allowed(self.guide)
         most = np.full(len(limits), self._penalty(stage.worth(guide)))
@@ -622,6 +624,11 @@ class _Search:
     def guide(self) -> Columns:
         """Columns with good prices: with a mix, fractional ones, as those of one type may not serve all."""
         return fractional(self.servers) if self.mixes else single_type(self.servers)
+
+    def _has_plan(self, stage: Stage) -> bool:
+        """Whether the incumbent is a plan of this stage."""
+        plan = stage.allowed(self.incumbent)
+        return len(plan) == int(stage.active.sum()) and self._fits(stage, plan, stage.limits)
 
     def _impossible(self, stage: Stage) -> bool:
         """Whether some prices prove that no columns fit together.
