@@ -8,8 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
-import solver.decompose as method
-from solver import backends
+from solver import backends, planning
 from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.decompose import decompose
@@ -80,16 +79,16 @@ def test_decomposition_finds_the_brute_force_optimum() -> None:
 def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(method, "_MATCHED_FROM", 1)
-    monkeypatch.setattr(method, "_MATCHED_ONE_TYPE_FROM", 1)
+    monkeypatch.setattr(planning, "_MATCHED_FROM", 1)
+    monkeypatch.setattr(planning, "_MATCHED_ONE_TYPE_FROM", 1)
     found = []
-    search = method.matched
+    search = planning.matched
 
     def recorded(*args: Any) -> Any:
         found.append(search(*args))
         return found[-1]
 
-    monkeypatch.setattr(method, "matched", recorded)
+    monkeypatch.setattr(planning, "matched", recorded)
     driver = backends.get("highs")
     for seed in range(200):
         problem = oracle.random_problem(seed)
@@ -101,7 +100,7 @@ def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
 
 
 def test_beam_searches_alone_prove_a_fleet_with_a_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "_MOST_CLOSING_COLUMNS", 0)
+    monkeypatch.setattr(planning, "MOST_COLUMNS", 0)
     options = SolveOptions(relative_gap=1e-4, time_limit_s=60.0)
     for seed in range(3):
         problem = fleet(400, seed, mix=True, stock=2.0)

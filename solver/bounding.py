@@ -1,0 +1,287 @@
+"""Prices of the coupling rows and the bound they prove: pricing and restricted master in turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solver.prices import along, ascend, parted
+from solver.search import Mastered, Priced, distinct, keys, lagrangian
+
+if TYPE_CHECKING:
+    from solver.milp import BoolArray, FloatArray, IntArray
+    from solver.pricing import Columns
+    from solver.search import Search
+    from solver.stage import Stage
+
+# Most rounds of columns; prices seldom need more than four.
+_MOST_ROUNDS = 12
+
+# Share of the time limit that the search for prices leaves to the search for plans.
+_TIME_FOR_PLANS = 0.15
+
+# Servers in the sample that the first prices come from.
+_SAMPLE = 1000
+
+# Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
+# relative to the value of all servers.
+_SLACK, _SLACK_OF_ALL = 0.001, 0.5
+
+# Columns of the restricted master beside the best of each server: at least these, and so many for each.
+_MASTER_COLUMNS = 2_000
+_MASTER_COLUMNS_EACH = 1.0
+
+# Smoothing of the bound where the search for prices starts: with no prices yet, and near good ones.
+_COLD, _WARM = 0.05, 2e-4
+
+# Smoothing where it ends: with few servers every digit of the bound helps to close the gap.
+_SHARPEST_OF_FEW, _SHARPEST = 1e-5, 3e-5
+
+# A round that changes neither the bound nor the master by more, relatively, is the last.
+_SMALL_STEP = 1e-7
+
+# Relative differences below this are rounding.
+_TINY = 1e-9
+
+# How far from a whole number a solver's answer may be and count as whole.
+_INTEGRAL = 1e-6
+
+
+def converge(search: Search, stage: Stage) -> Priced | None:
+    """Find prices whose Lagrangian bound meets the restricted master.
+
+    None where a server has no column, or the prices prove that no columns fit together.
+    """
+    limits = stage.limits
+    columns = stage.allowed(search.pool)
+    active = np.flatnonzero(stage.active)
+    alone, columns = _alone(search, stage, columns, limits)
+    if alone is not None:
+        return alone
+    if len(np.unique(columns.server)) < len(active):
+        return None
+    if not has_plan(search, stage) and is_impossible(search, stage):
+        return None
+    guide = stage.allowed(search.guide)
+    most = np.full(len(limits), search.penalty(stage.worth(guide)))
+    few, room = _sample(search, stage, guide)
+    sample = search.listed(stage, few, room)
+    sharpest = _SHARPEST_OF_FEW if search.is_closable else _SHARPEST
+    if stage.held and len(search.hint) + 1 == len(limits):
+        duals = along(sample, np.r_[search.hint, 1.0], most)
+        duals = ascend(sample, duals, most, _WARM, search.left_s, sharpest)
+    else:
+        duals = ascend(sample, np.zeros(len(limits)), most, _COLD, search.left_s, sharpest)
+    if len(few) < len(guide):
+        duals = ascend(search.listed(stage, guide), duals, most, _WARM, search.left_s, sharpest)
+    return _rounds(search, stage, columns, stage.active, limits, duals)
+
+
+def has_plan(search: Search, stage: Stage) -> bool:
+    """Whether the incumbent is a plan of this stage."""
+    plan = stage.allowed(search.incumbent)
+    return len(plan) == int(stage.active.sum()) and search.fits(stage, plan, stage.limits)
+
+
+def is_impossible(search: Search, stage: Stage) -> bool:
+    """Whether some prices prove that no columns fit together.
+
+    By Farkas' lemma: where even the columns that take the least at these prices take more than there is.
+    """
+    limits = stage.limits
+    if not len(limits):
+        return False
+    zero = np.zeros(search.servers.count)
+    bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
+    guide = stage.allowed(search.guide)
+    most = 1.0 / np.maximum(limits, 1.0)
+    few, room = _sample(search, stage, guide)
+    duals = parted(search.listed(bare, few, room), 0.5 * most, most, _COLD, search.left_s)
+    if duals is None:
+        return False
+    listed = np.full(search.servers.count, np.inf)
+    np.minimum.at(listed, guide.server, guide.value(bare.prices(duals)))
+    if float(listed[np.isfinite(listed)].sum()) <= float(duals @ limits):
+        return False
+    lower, _ = search.lower(bare, stage.allowed(search.pool), stage.active, duals, zero)
+    return lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
+
+
+def _sample(search: Search, stage: Stage, columns: Columns) -> tuple[Columns, FloatArray]:
+    """Columns of some `_SAMPLE` servers of every size, and their share of the limits.
+
+    Where a level is held, the few servers that it leaves short decide what the others pay: then all that
+    the incumbent leaves short are there, and the sample has what the incumbent gives it.
+    """
+    active = np.flatnonzero(stage.active)
+    if len(active) <= 2 * _SAMPLE:
+        return columns, stage.limits
+    size = search.size[active]
+    by_size = np.argsort(size, kind="stable")[:: len(active) // _SAMPLE]
+    sample = np.zeros(search.servers.count, dtype=bool)
+    sample[active[by_size]] = True
+    if not stage.held:
+        share = float(size[by_size].sum() / size.sum())
+        return columns.take(sample[columns.server]), share * stage.limits
+    now = search.incumbent
+    sample[now.server[now.unserved > 0]] = True
+    others = now.take(stage.active[now.server] & ~sample[now.server])
+    sample &= stage.active
+    return columns.take(sample[columns.server]), stage.limits - stage.usage(others).sum(axis=0)
+
+
+def _alone(
+    search: Search, stage: Stage, columns: Columns, limits: FloatArray
+) -> tuple[Priced | None, Columns]:
+    """Each server's best column at no prices if all fit together; the columns with those found."""
+    free = np.zeros(len(limits))
+    lower, columns = search.lower(stage, columns, stage.active, free, _slack(search, stage, columns, free))
+    reduced = columns.value(stage.prices(free)) - lower[columns.server]
+    chosen = search.least(columns, reduced)
+    best = columns.take(chosen[chosen >= 0])
+    if len(best) < stage.active.sum() or not search.fits(stage, best, limits):
+        return None, columns
+    bound = lagrangian(lower[stage.active], free, limits)
+    split = np.zeros(search.servers.count, dtype=bool)
+    worth = float(stage.service(best).sum())
+    return Priced(columns, lower, reduced, free, bound, chosen, split, worth, 0.0), columns
+
+
+def _rounds(
+    search: Search, stage: Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
+) -> Priced:
+    """Alternate pricing and restricted master over the `active` servers."""
+    best_bound, best_duals, best_lower = -np.inf, duals, np.zeros(search.servers.count)
+    master: Mastered | None = None
+    near: Columns | None = None
+    cheaper = True
+    for _ in range(_MOST_ROUNDS):
+        slack = _slack(search, stage, columns, duals)
+        lower, columns = search.lower(stage, columns, active, duals, slack)
+        reduced = columns.value(stage.prices(duals)) - lower[columns.server]
+        columns, reduced = _worth_keeping(search, columns, reduced, float(slack.max(initial=0.0)))
+        bound = lagrangian(lower[active], duals, limits)
+        better = bound - best_bound > _SMALL_STEP * abs(bound)
+        if bound > best_bound:
+            best_bound, best_duals, best_lower = bound, duals, lower
+        if not better and not cheaper:
+            break
+        late = search.left_s() < _TIME_FOR_PLANS * search.options.time_limit_s
+        if _met(search, stage, master, best_bound) or (late and master is not None):
+            break
+        before = 0 if near is None else len(near)
+        nearer = _near(search, stage, columns, reduced, duals, int(active.sum()))
+        near = distinct(nearer.joined(stage.allowed(search.basis) if near is None else near))
+        solved = _master(search, stage, near, limits)
+        if solved is None:
+            break
+        cheaper = master is None or master.value - solved.value > _SMALL_STEP * abs(solved.value)
+        master = solved
+        # Prices of the master overshoot where it has few columns: halfway to them is better then.
+        duals = solved.duals if better else 0.5 * (best_duals + solved.duals)
+        if _met(search, stage, master, best_bound) or len(near) == before:
+            break
+    if search.mixes and master is not None:
+        columns = distinct(columns.joined(master.columns))
+    reduced = columns.value(stage.prices(best_duals)) - best_lower[columns.server]
+    if master is None:
+        # Out of time: the bound is good, what the prices like best need not fit.
+        chosen = search.least(columns, reduced)
+        split = chosen >= 0
+        return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, np.inf, np.inf)
+    search.basis = master.columns.take(master.x > 0)
+    chosen, split = _read(search, columns, master)
+    worth = float(stage.service(master.columns) @ master.x)
+    short = master.short
+    return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, worth, short, master)
+
+
+def _met(search: Search, stage: Stage, master: Mastered | None, bound: float) -> bool:
+    """Whether the bound is near enough to the master's value, the least it could be."""
+    if master is None:
+        return False
+    # With few servers every digit of the bound helps to close the gap.
+    share = 0.25 if search.is_closable else 0.6
+    close = share * search.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
+    if stage.money < 1.0:
+        close += 0.01 * search.money_room
+        # Where servers are served whole, only the next sum of weights counts.
+        weight = np.maximum(stage.unserved, stage.unmet)
+        bound = search.whole_steps(weight[weight > 0], bound, by_share=bool(stage.unserved.any()))
+    return master.value - bound <= close
+
+
+def _slack(search: Search, stage: Stage, columns: Columns, duals: FloatArray) -> FloatArray:
+    """How far above its best a server's mixes are of interest, shape (S,)."""
+    values = columns.value(stage.prices(duals))
+    least = np.full(search.servers.count, np.inf)
+    np.minimum.at(least, columns.server, values)
+    known = least[np.isfinite(least)]
+    if not len(known):
+        return np.zeros(search.servers.count)
+    share = min(max(_SLACK, _SLACK_OF_ALL / len(known)), 1.0)
+    # Prices far too high make values that no plan has.
+    most = _most_worth(search, stage) / stage.active.sum()
+    return np.full(search.servers.count, share * min(float(known.mean()), most))
+
+
+def _most_worth(search: Search, stage: Stage) -> float:
+    """Objective that no plan without a superfluous replica exceeds."""
+    worth = stage.money * search.most_cost_per_h + stage.unserved + stage.unmet
+    return float(worth[stage.active].sum())
+
+
+def _worth_keeping(
+    search: Search, columns: Columns, reduced: FloatArray, slack: float
+) -> tuple[Columns, FloatArray]:
+    """Drop mixes far from the bound, to bound memory; the columns of one type are few enough to stay."""
+    if not search.mixes:
+        return columns, reduced
+    kept = (reduced <= 4.0 * slack) | (np.diff(columns.replicas.indptr) <= 1)
+    least = search.least(columns, reduced)
+    kept[least[least >= 0]] = True
+    return columns.take(kept), reduced[kept]
+
+
+def _near(
+    search: Search, stage: Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
+) -> Columns:
+    """Return the columns that the least change of prices makes best, and the best of every server."""
+    most = servers + max(_MASTER_COLUMNS, int(_MASTER_COLUMNS_EACH * servers))
+    if len(columns) <= most:
+        return columns
+    least = search.least(columns, reduced)
+    best = least[least >= 0]
+    distance = search.listed(stage, columns).distance(duals, reduced, best)
+    return columns.take(np.sort(np.argpartition(distance, most)[:most]))
+
+
+def _master(search: Search, stage: Stage, columns: Columns, limits: FloatArray) -> Mastered | None:
+    """Solve the relaxation, with a price for what is beyond the limits."""
+    price = search.penalty(stage.worth(columns))
+    milp, free = search.program_of(stage, columns, limits, price=price, integer=False)
+    raw = search.solve(milp, relax=True)
+    if raw.x is None or raw.row_dual is None:
+        return None
+    x = np.ones(len(columns))
+    x[free] = raw.x[: len(free)]
+    duals = np.maximum(-raw.row_dual[: len(limits)], 0.0)
+    short = float(raw.x[len(free) :].max(initial=0.0))
+    return Mastered(milp, raw, columns, x, duals, raw.objective, short)
+
+
+def _read(search: Search, columns: Columns, master: Mastered) -> tuple[IntArray, BoolArray]:
+    """Each server's main column of the master's solution in `columns`, and whether it has others."""
+    main = search.least(master.columns, -master.x)
+    there = np.flatnonzero(main >= 0)
+    most = np.zeros(search.servers.count)
+    most[there] = master.x[main[there]]
+    split = np.zeros(search.servers.count, dtype=bool)
+    split[there] = most[there] < 1.0 - _INTEGRAL
+    mine, wanted = keys(columns), keys(master.columns)[main[there]]
+    order = np.argsort(mine, kind="stable")
+    chosen = np.full(search.servers.count, -1, dtype=np.int64)
+    chosen[there] = order[np.searchsorted(mine[order], wanted)]
+    return chosen, split

@@ -1,0 +1,369 @@
+"""What every part of the decomposition works on: the problem by server, the columns found, the best plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from solver.check import score
+from solver.milp import Milp, SolveOptions
+from solver.prices import Listed
+from solver.pricing import Columns, Servers, fractional, mixtures, single_type
+from solver.problem import Plan
+from solver.stage import Coupling, Stage
+from solver.starts import is_better
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
+    from solver.problem import AllocationProblem
+
+# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
+HOLD_TOLERANCE = 1e-6
+
+# Most columns of one integer program.
+MOST_COLUMNS = 60_000
+
+# Fleets of at most so many servers are small.
+_CLOSABLE = 300
+
+# Most mixes of a server that pricing returns, and of all servers where these are few.
+_NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
+
+# Share of the least important server's weight that the cost of the whole fleet counts at a service level.
+_MONEY_SHARE = 0.05
+
+# Relative rounding error allowed for in a sum of column values.
+_SUM_ERROR = 1e-12
+
+# Relative differences below this are rounding.
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Columns of the active servers at the best prices found, and what the master made of them.
+
+    Attributes
+    ----------
+    columns : Columns
+    lower : (S,) float
+        Least value that any column of the server can have.
+    reduced : (C,) float
+        Value above `lower` of the server; >= 0 up to rounding.
+    duals : (R + H,) float
+        Prices of the coupling rows, then of the held levels, >= 0.
+    bound : float
+        Lagrangian bound of the stage's objective at `duals`.
+    chosen : (S,) int
+        Column that has most of each server in the master's solution; -1 for servers that are not active.
+    split : (S,) bool
+        Servers that the master's solution divides among columns.
+    worth : float
+        The stage's objective without money at the master's solution.
+    short : float
+        Violation of rows that the master could not avoid.
+    master : Mastered or None
+        None where no prices were needed, or there was no time for it.
+    """
+
+    columns: Columns
+    lower: FloatArray
+    reduced: FloatArray
+    duals: FloatArray
+    bound: float
+    chosen: IntArray
+    split: BoolArray
+    worth: float
+    short: float
+    master: Mastered | None = None
+
+
+@dataclass(frozen=True)
+class Mastered:
+    """Solution of a restricted master: `x` and `columns` are those it had, of the program `milp`."""
+
+    milp: Milp
+    raw: RawSolution
+    columns: Columns
+    x: FloatArray
+    duals: FloatArray
+    value: float
+    short: float
+
+
+@dataclass
+class Search:
+    """One decomposition of one problem without dominated options.
+
+    Attributes
+    ----------
+    problem : AllocationProblem
+    backend : Backend
+    options : SolveOptions
+    left_s : callable
+        Seconds that are left.
+    start : Plan
+        The first incumbent.
+    solver, version : str
+        What the backend said last.
+    pool : Columns
+        Columns to begin with: those of one type, and of the incumbents.
+    incumbent : Columns
+        The best plan so far, one column of each server with an option.
+    basis : Columns
+        What the last restricted master used.
+    hint : (R,) float
+        Prices of the last stage that fell short, whose level is held now: a direction for the next ones.
+        Empty where there is none.
+    """
+
+    problem: AllocationProblem
+    backend: Backend
+    options: SolveOptions
+    left_s: Callable[[], float]
+    start: Plan
+    solver: str = ""
+    version: str = ""
+    pool: Columns = field(init=False)
+    incumbent: Columns = field(init=False)
+    basis: Columns = field(init=False)
+    hint: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = single_type(self.servers)
+        self.basis = self.pool.take(np.zeros(0, dtype=np.int64))
+        self.hint = np.zeros(0)
+        self.incumbent = self.columns_of(self.start)
+
+    @cached_property
+    def servers(self) -> Servers:
+        """The problem with the options of each server side by side."""
+        return Servers(self.problem)
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The rows that couple servers."""
+        return Coupling.of(self.problem)
+
+    @cached_property
+    def has_option(self) -> BoolArray:
+        """Servers that have an option, shape (S,)."""
+        result = np.zeros(len(self.problem.servers), dtype=bool)
+        result[self.problem.option_server] = True
+        return result
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a server may run on several types."""
+        return self.problem.policy.max_types != 1
+
+    @cached_property
+    def guide(self) -> Columns:
+        """Columns with good prices: with a mix, fractional ones, as those of one type may not serve all."""
+        return fractional(self.servers) if self.mixes else single_type(self.servers)
+
+    @cached_property
+    def size(self) -> FloatArray:
+        """Least share of the limits that serves each server, the rows added up, shape (S,)."""
+        taken = (self.guide.replicas @ self.coupling.usage) @ (1.0 / np.maximum(self.coupling.limit, 1.0))
+        size = np.full(self.servers.count, np.inf)
+        served = self.guide.unserved == 0
+        np.minimum.at(size, self.guide.server[served], taken[served])
+        return np.where(np.isfinite(size), size, 0.0)
+
+    def listed(self, stage: Stage, columns: Columns, limits: FloatArray | None = None) -> Listed:
+        """Return these columns for the search for prices, with other limits if given."""
+        limits = stage.limits if limits is None else limits
+        usage, worth = stage.usage(columns), stage.worth(columns)
+        scale = (
+            float(worth.mean()) + _TINY if worth.any() else float((usage / np.maximum(limits, 1.0)).mean())
+        )
+        return Listed(columns.server, worth, usage, limits, scale)
+
+    def penalty(self, worth: FloatArray) -> float:
+        """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
+        return 100.0 * float(worth.max(initial=0.0)) + _TINY
+
+    def lower(
+        self, stage: Stage, columns: Columns, active: BoolArray, duals: FloatArray, slack: FloatArray
+    ) -> tuple[FloatArray, Columns]:
+        """Least value of any column of each active server, shape (S,), and the columns with those found.
+
+        Without mixes the columns are all there are. A slack of 0 asks for the bound only.
+        """
+        prices = stage.prices(duals)
+        if not self.mixes:
+            lower = np.full(self.servers.count, np.inf)
+            np.minimum.at(lower, columns.server, columns.value(prices))
+            return lower, columns
+        priced = mixtures(
+            self.servers,
+            np.flatnonzero(active),
+            prices,
+            stage.largest_unserved,
+            slack,
+            self.left_s,
+            most_columns=max(_NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL // max(int(active.sum()), 1)),
+        )
+        return priced.lower, distinct(columns.joined(priced.columns)) if slack.any() else columns
+
+    def least(self, columns: Columns, reduced: FloatArray) -> IntArray:
+        """Column of least reduced cost of each server, shape (S,); -1 where it has none."""
+        result = np.full(self.servers.count, -1, dtype=np.int64)
+        least = np.full(self.servers.count, np.inf)
+        np.minimum.at(least, columns.server, reduced)
+        best = np.flatnonzero(reduced == least[columns.server])[::-1]
+        result[columns.server[best]] = best
+        return result
+
+    def program_of(
+        self, stage: Stage, columns: Columns, limits: FloatArray, *, price: float, integer: bool
+    ) -> tuple[Milp, IntArray]:
+        """One column of each server within the limits, or at `price` beyond them (inf: not at all).
+
+        Servers with one column only are put into the limits and the offset. Returns the program, and the
+        columns that its first variables stand for.
+        """
+        choices = np.bincount(columns.server, minlength=self.servers.count)[columns.server]
+        free = np.flatnonzero(choices > 1)
+        fixed = np.flatnonzero(choices == 1)
+        worth, usage = stage.worth(columns), stage.usage(columns)
+        left = limits - usage[fixed].sum(axis=0)
+        count, rows = len(free), len(limits)
+        _, position = np.unique(columns.server[free], return_inverse=True)
+        groups = int(position.max(initial=-1)) + 1
+        relaxed = rows if np.isfinite(price) else 0
+        take_column, take_row = np.nonzero(usage[free])
+        row = np.concatenate([take_row, np.arange(relaxed), rows + position])
+        column = np.concatenate([take_column, count + np.arange(relaxed), np.arange(count)])
+        value = np.concatenate([usage[free][take_column, take_row], np.full(relaxed, -1.0), np.ones(count)])
+        order = np.argsort(row, kind="stable")
+        milp = Milp(
+            objective=np.r_[worth[free], np.full(relaxed, price)],
+            row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=rows + groups))],
+            column=column[order],
+            value=value[order],
+            row_lower=np.r_[np.full(rows, -np.inf), np.ones(groups)],
+            row_upper=np.r_[left, np.ones(groups)],
+            column_lower=np.zeros(count + relaxed),
+            column_upper=np.r_[np.ones(count), np.full(relaxed, np.inf)],
+            integer=np.r_[np.full(count, integer), np.zeros(relaxed, dtype=bool)],
+            offset=float(worth[fixed].sum()),
+        )
+        return milp, free
+
+    def solve(
+        self,
+        milp: Milp,
+        *,
+        relax: bool,
+        seconds: float | None = None,
+        gap: float | None = None,
+        start: FloatArray | None = None,
+    ) -> RawSolution:
+        """Solve a program, its relaxation with `relax`, in so many seconds (None: in those left)."""
+        options = replace(
+            self.options,
+            time_limit_s=max(self.left_s() if seconds is None else seconds, 0.01),
+            relax=relax,
+            relative_gap=self.options.relative_gap if gap is None else gap,
+            start=start,
+        )
+        raw = self.backend.solve(milp, options)
+        self.solver, self.version = raw.solver, raw.version
+        return raw
+
+    def tally(self, stage: Stage) -> IntArray | None:
+        """Number of each option for `mixtures`, where a server is served in full or not at all."""
+        whole = not self.problem.policy.partial or not stage.largest_unserved.any()
+        return self.coupling.tally if whole else None
+
+    def plan_of(self, columns: Columns) -> Plan:
+        """Return the plan that these columns make."""
+        replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()
+        return Plan(np.rint(replicas).astype(np.int64))
+
+    def columns_of(self, plan: Plan) -> Columns:
+        """Return the columns that a plan has, one of each server with an option."""
+        problem = self.problem
+        used = np.flatnonzero(plan.replicas)
+        server = np.flatnonzero(self.has_option)
+        row = np.searchsorted(server, problem.option_server[used])
+        replicas = csr_matrix(
+            (plan.replicas[used], (row, used)), shape=(len(server), len(problem.option_server))
+        )
+        keeping = np.bincount(row, self.servers.keeping_per_h[used], minlength=len(server))
+        unserved = 1.0 - score(problem, plan).served_share[server]
+        return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
+
+    def adopt(self, plan: Plan) -> None:
+        """Take a plan that is better than the best one so far."""
+        if is_better(self.problem, plan, self.plan_of(self.incumbent)):
+            self.incumbent = self.columns_of(plan)
+
+    def fits(self, stage: Stage, columns: Columns, limits: FloatArray) -> bool:
+        """Whether these columns together keep the limits."""
+        return bool((stage.usage(columns).sum(axis=0) <= limits).all())
+
+    @cached_property
+    def most_cost_per_h(self) -> FloatArray:
+        """Cost that no plan of a server without a superfluous replica exceeds, shape (S,)."""
+        problem, servers = self.problem, self.servers
+        cost = servers.replica_cost_per_h
+        most = cost * np.maximum(problem.min_replicas[problem.option_server], 1)
+        # Without the last replica the demand is not met, so the others cost at most the dearest share.
+        rest = cost / servers.share if self.mixes else cost * np.maximum(servers.most - 1, 0)
+        dearest, last = np.zeros(servers.count), np.zeros(servers.count)
+        np.maximum.at(dearest, problem.option_server, rest)
+        np.maximum.at(last, problem.option_server, most)
+        return dearest + last + servers.leaving_per_h
+
+    @cached_property
+    def money_room(self) -> float:
+        """What the cost may count at a service level."""
+        return _MONEY_SHARE * float(self.problem.weight.min())
+
+    def whole_steps(self, weight: FloatArray, bound: float, *, by_share: bool) -> float:
+        """Raise a bound on a sum of weights of whole servers to the next sum there is."""
+        unit = float(weight.min())
+        if not self.steps_are_whole(weight, by_share=by_share):
+            return bound
+        return float(np.ceil(bound / unit - HOLD_TOLERANCE)) * unit
+
+    def steps_are_whole(self, weight: FloatArray, *, by_share: bool) -> bool:
+        """Whether every sum of the weights of whole servers is a multiple of the least weight."""
+        whole = not by_share or not self.problem.policy.partial
+        steps = weight / float(weight.min())
+        return whole and not (np.abs(steps - np.rint(steps)) > 0).any()
+
+    @property
+    def is_closable(self) -> bool:
+        """Whether the fleet is so small that many columns are within the gap, and it may be closed."""
+        return self.servers.count <= _CLOSABLE
+
+
+def lagrangian(lower: FloatArray, duals: FloatArray, limits: FloatArray) -> float:
+    """Sum of the servers' least values less the worth of the limits, rounded down."""
+    worth = duals * limits
+    error = _SUM_ERROR * (float(np.abs(lower).sum()) + float(np.abs(worth).sum()))
+    return float(lower.sum()) - float(worth.sum()) - error
+
+
+def keys(columns: Columns) -> IntArray:
+    """Return a number for each column that equal columns share, shape (C,)."""
+    factor = np.random.default_rng(0).integers(1, 2**62, columns.replicas.shape[1])
+    with np.errstate(over="ignore"):
+        keys: IntArray = columns.replicas.astype(np.int64) @ factor + columns.server
+    return keys
+
+
+def distinct(columns: Columns) -> Columns:
+    """Return each column once, sorted by server."""
+    _, first = np.unique(keys(columns), return_index=True)
+    return columns.take(first[np.argsort(columns.server[first], kind="stable")])
