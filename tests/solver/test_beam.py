@@ -4,11 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from choices import program
 from numpy.random import default_rng
 
 from solver import backends
 from solver.beam import Effort, matched
-from solver.milp import Milp, SolveOptions
+from solver.milp import SolveOptions
 from solver.prices import Listed, ascend
 
 WIDE = Effort(0.01, 0.03, 20_000, 20_000)
@@ -24,25 +25,6 @@ def listed(servers: int, each: int, rows: int, seed: int, *, stock: float = 1.1)
     worth = np.repeat(size, each) * rng.uniform(1.0, 2.0, servers * each)
     limits = np.floor(stock * usage.sum(axis=0) / each) + 3.0
     return Listed(np.repeat(np.arange(servers), each), worth, usage, limits, float(worth.mean()))
-
-
-def program(columns: Listed, *, integer: bool) -> Milp:
-    """One column of each server, within the limits."""
-    count, rows = columns.usage.shape
-    servers = int(columns.server[-1]) + 1
-    row, column = np.nonzero(columns.usage.T)
-    starts = np.searchsorted(row, np.arange(rows))
-    return Milp(
-        objective=columns.worth,
-        row_start=np.r_[starts, len(row), len(row) + np.cumsum(np.bincount(columns.server))],
-        column=np.r_[column, np.arange(count)],
-        value=np.r_[columns.usage.T[row, column], np.ones(count)],
-        row_lower=np.r_[np.full(rows, -np.inf), np.ones(servers)],
-        row_upper=np.r_[columns.limits, np.ones(servers)],
-        column_lower=np.zeros(count),
-        column_upper=np.ones(count),
-        integer=np.full(count, integer),
-    )
 
 
 def searched(columns: Listed, effort: Effort, most: float = np.inf) -> tuple[np.ndarray | None, float]:

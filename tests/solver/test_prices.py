@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from choices import program
 from numpy.random import default_rng
 
 from solver import backends
-from solver.milp import Milp, SolveOptions
+from solver.milp import SolveOptions
 from solver.prices import Listed, along, ascend, parted
 
 
@@ -22,22 +23,7 @@ def listed(servers: int, each: int, rows: int, seed: int, *, stock: float = 0.5)
 
 def relaxed(columns: Listed) -> float:
     """Value of the linear program over the columns: what the best prices reach, computed another way."""
-    count, rows = columns.usage.shape
-    servers = int(columns.server[-1]) + 1
-    row, column = np.nonzero(columns.usage.T)
-    starts = np.searchsorted(row, np.arange(rows))
-    milp = Milp(
-        objective=columns.worth,
-        row_start=np.r_[starts, len(row), len(row) + np.cumsum(np.bincount(columns.server))],
-        column=np.r_[column, np.arange(count)],
-        value=np.r_[columns.usage.T[row, column], np.ones(count)],
-        row_lower=np.r_[np.full(rows, -np.inf), np.ones(servers)],
-        row_upper=np.r_[columns.limits, np.ones(servers)],
-        column_lower=np.zeros(count),
-        column_upper=np.ones(count),
-        integer=np.zeros(count, dtype=bool),
-    )
-    return backends.get("highs").solve(milp, SolveOptions(relax=True)).objective
+    return backends.get("highs").solve(program(columns, integer=False), SolveOptions(relax=True)).objective
 
 
 @pytest.mark.parametrize("stock", [0.3, 0.6, 0.9])
