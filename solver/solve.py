@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
 _HOLD_TOLERANCE = 1e-6
 
+# Seconds after the time limit in which further levels are still begun: a small program has its answer at
+# once, and a large one takes longer than that only to be read.
+_OVERTIME_S = 0.5
+
 
 @dataclass(frozen=True)
 class LevelResult:
@@ -140,6 +144,11 @@ class _Clock:
     def left_s(self, share: float = 1.0) -> float:
         # A solver asked for no time at all may not even look at a start.
         return max(share * (self._end - self._now()), 0.01)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the limit is past by so much that not even a look at a start is worth it."""
+        return self._now() > self._end + _OVERTIME_S
 
 
 def solve(
@@ -307,6 +316,10 @@ def _by_level(
     results: list[LevelResult] = []
     objectives = stage.formulation.objectives
     for index, objective in enumerate(objectives):
+        if results and clock.is_overdue:
+            value = score(stage.problem, plan).levels[index]
+            results.append(LevelResult(objective.level, value, -np.inf, Termination.TIME_LIMIT))
+            continue
         milp = program(stage.formulation, index, _limits(results))
         share = 1.0 if index == len(objectives) - 1 else 0.5
         raw = backend.solve(milp, replace(options, time_limit_s=clock.left_s(share), start=stage.start(plan)))
@@ -336,6 +349,8 @@ def _value_of_gpu(
     clock: _Clock,
 ) -> GpuValue:
     """Duals of the relaxed programs: of the cost level, and of the first level that is not fully served."""
+    if clock.is_overdue:
+        return GpuValue.unknown(len(stage.problem.gpu_types))
 
     def duals(index: int) -> Duals:
         milp = program(stage.formulation, index, _limits(results[:index]))

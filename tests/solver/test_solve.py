@@ -68,6 +68,34 @@ def test_a_deadline_gives_the_best_known_plan_and_a_true_bound() -> None:
     assert answer.levels[-1].bound == -np.inf
 
 
+def test_after_the_time_limit_no_more_levels_are_begun() -> None:
+    """A solver that overruns its limit by far is not asked for every level that is left."""
+    clock_s = 0.0
+
+    class Slow:
+        """Takes 20 s whatever the limit, and finds nothing."""
+
+        name = "slow"
+        calls = 0
+
+        def solve(self, milp: object, options: SolveOptions) -> RawSolution:
+            nonlocal clock_s
+            clock_s += 20.0
+            self.calls += 1
+            return RawSolution(Termination.TIME_LIMIT, None, np.nan, -np.inf, "slow", "", 20.0)
+
+    problem = replace(two_by_two(Policy()), inventory=Inventory(np.array([2, 0]), (None, None)))
+    slow = Slow()
+    answer = solve(problem, slow, SolveOptions(time_limit_s=10.0), now=lambda: clock_s)
+    in_time = solve(problem, backends.get("highs"), SolveOptions())
+    # The relaxation, the program in which everything is served, and the first level.
+    assert slow.calls == 3
+    assert [r.level.name for r in answer.levels] == [r.level.name for r in in_time.levels]
+    assert answer.termination is Termination.TIME_LIMIT
+    assert violations(problem, answer.plan) == []
+    assert np.isnan(answer.value_of_gpu.cost_per_h).all()
+
+
 def test_of_equal_plans_the_smallest_batch_that_carries_the_load_wins() -> None:
     problem = replace(
         two_by_two(Policy()),
