@@ -294,9 +294,8 @@ class _Levels:
             if deferred and not (found or served):
                 return None
             first_short, served = first_short or priced, served or found
-            value = score(self.search.problem, self.search.plan_of(self.search.incumbent)).levels[
-                len(bounds) - 1
-            ]
+            plan = self.search.plan_of(self.search.incumbent)
+            value = score(self.search.problem, plan).levels[len(bounds) - 1]
             reached[-1] = value
             if value <= bounds[-1] + HOLD_TOLERANCE:
                 largest = best
@@ -305,17 +304,7 @@ class _Levels:
                 self.search.hint = np.zeros(0) if priced is None else priced.duals
             bounds[-1] = max(bounds[-1], bound)
             self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
-        stage = Stage(
-            self.search.servers,
-            self.search.coupling,
-            zero,
-            zero,
-            1.0,
-            held,
-            largest,
-            self.search.has_option,
-            tuple(reached),
-        )
+        stage = self._cost_stage(held, largest, tuple(reached))
         priced = converge(self.search, stage) if self.search.left_s() > 0 else None
         found, bound = (False, self._alone_per_h(stage)) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):

@@ -136,7 +136,7 @@ class Search:
     hint: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pool = single_type(self.servers)
+        self.pool = self._of_one_type
         self.basis = self.pool.take(np.zeros(0, dtype=np.int64))
         self.hint = np.zeros(0)
         self.incumbent = self.columns_of(self.start)
@@ -166,7 +166,11 @@ class Search:
     @cached_property
     def guide(self) -> Columns:
         """Columns with good prices: with a mix, fractional ones, as those of one type may not serve all."""
-        return fractional(self.servers) if self.mixes else single_type(self.servers)
+        return fractional(self.servers) if self.mixes else self._of_one_type
+
+    @cached_property
+    def _of_one_type(self) -> Columns:
+        return single_type(self.servers)
 
     @cached_property
     def size(self) -> FloatArray:
