@@ -57,7 +57,7 @@ def converge(search: Search, stage: Stage) -> Priced | None:
     limits = stage.limits
     columns = stage.allowed(search.pool)
     active = np.flatnonzero(stage.active)
-    alone, columns = _alone(search, stage, columns, limits)
+    alone, columns = _alone(search, stage, columns)
     if alone is not None:
         return alone
     if len(np.unique(columns.server)) < len(active):
@@ -76,13 +76,13 @@ def converge(search: Search, stage: Stage) -> Priced | None:
         duals = ascend(sample, np.zeros(len(limits)), most, _COLD, search.left_s, sharpest)
     if len(few) < len(guide):
         duals = ascend(search.listed(stage, guide), duals, most, _WARM, search.left_s, sharpest)
-    return _rounds(search, stage, columns, stage.active, limits, duals)
+    return _rounds(search, stage, columns, duals)
 
 
 def has_plan(search: Search, stage: Stage) -> bool:
     """Whether the incumbent is a plan of this stage."""
     plan = stage.allowed(search.incumbent)
-    return len(plan) == int(stage.active.sum()) and search.fits(stage, plan, stage.limits)
+    return len(plan) == int(stage.active.sum()) and search.fits(stage, plan)
 
 
 def is_impossible(search: Search, stage: Stage) -> bool:
@@ -132,27 +132,23 @@ def _sample(search: Search, stage: Stage, columns: Columns) -> tuple[Columns, Fl
     return columns.take(sample[columns.server]), stage.limits - stage.usage(others).sum(axis=0)
 
 
-def _alone(
-    search: Search, stage: Stage, columns: Columns, limits: FloatArray
-) -> tuple[Priced | None, Columns]:
+def _alone(search: Search, stage: Stage, columns: Columns) -> tuple[Priced | None, Columns]:
     """Each server's best column at no prices if all fit together; the columns with those found."""
-    free = np.zeros(len(limits))
+    free = np.zeros(len(stage.limits))
     lower, columns = search.lower(stage, columns, stage.active, free, _slack(search, stage, columns, free))
     reduced = columns.value(stage.prices(free)) - lower[columns.server]
     chosen = search.least(columns, reduced)
     best = columns.take(chosen[chosen >= 0])
-    if len(best) < stage.active.sum() or not search.fits(stage, best, limits):
+    if len(best) < stage.active.sum() or not search.fits(stage, best):
         return None, columns
-    bound = lagrangian(lower[stage.active], free, limits)
+    bound = lagrangian(lower[stage.active], free, stage.limits)
     split = np.zeros(search.servers.count, dtype=bool)
-    worth = float(stage.service(best).sum())
-    return Priced(columns, lower, reduced, free, bound, chosen, split, worth, 0.0), columns
+    return Priced(columns, lower, reduced, free, bound, chosen, split, 0.0), columns
 
 
-def _rounds(
-    search: Search, stage: Stage, columns: Columns, active: BoolArray, limits: FloatArray, duals: FloatArray
-) -> Priced:
-    """Alternate pricing and restricted master over the `active` servers."""
+def _rounds(search: Search, stage: Stage, columns: Columns, duals: FloatArray) -> Priced:
+    """Alternate pricing and restricted master."""
+    active = stage.active
     best_bound, best_duals, best_lower = -np.inf, duals, np.zeros(search.servers.count)
     master: Mastered | None = None
     near: Columns | None = None
@@ -162,7 +158,7 @@ def _rounds(
         lower, columns = search.lower(stage, columns, active, duals, slack)
         reduced = columns.value(stage.prices(duals)) - lower[columns.server]
         columns, reduced = _worth_keeping(search, columns, reduced, float(slack.max(initial=0.0)))
-        bound = lagrangian(lower[active], duals, limits)
+        bound = lagrangian(lower[active], duals, stage.limits)
         better = bound - best_bound > _SMALL_STEP * abs(bound)
         if bound > best_bound:
             best_bound, best_duals, best_lower = bound, duals, lower
@@ -174,7 +170,7 @@ def _rounds(
         before = 0 if near is None else len(near)
         nearer = _near(search, stage, columns, reduced, duals, int(active.sum()))
         near = distinct(nearer.joined(stage.allowed(search.basis) if near is None else near))
-        solved = _master(search, stage, near, limits)
+        solved = _master(search, stage, near)
         if solved is None:
             break
         cheaper = master is None or master.value - solved.value > _SMALL_STEP * abs(solved.value)
@@ -190,12 +186,11 @@ def _rounds(
         # Out of time: the bound is good, what the prices like best need not fit.
         chosen = search.least(columns, reduced)
         split = chosen >= 0
-        return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, np.inf, np.inf)
+        return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, np.inf)
     search.basis = master.columns.take(master.x > 0)
     chosen, split = _read(search, columns, master)
-    worth = float(stage.service(master.columns) @ master.x)
     short = master.short
-    return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, worth, short, master)
+    return Priced(columns, best_lower, reduced, best_duals, best_bound, chosen, split, short, master)
 
 
 def _met(search: Search, stage: Stage, master: Mastered | None, bound: float) -> bool:
@@ -258,16 +253,16 @@ def _near(
     return columns.take(np.sort(np.argpartition(distance, most)[:most]))
 
 
-def _master(search: Search, stage: Stage, columns: Columns, limits: FloatArray) -> Mastered | None:
+def _master(search: Search, stage: Stage, columns: Columns) -> Mastered | None:
     """Solve the relaxation, with a price for what is beyond the limits."""
     price = search.penalty(stage.worth(columns))
-    milp, free = search.program_of(stage, columns, limits, price=price, integer=False)
+    milp, free = search.program_of(stage, columns, price=price, integer=False)
     raw = search.solve(milp, relax=True)
     if raw.x is None or raw.row_dual is None:
         return None
     x = np.ones(len(columns))
     x[free] = raw.x[: len(free)]
-    duals = np.maximum(-raw.row_dual[: len(limits)], 0.0)
+    duals = np.maximum(-raw.row_dual[: len(stage.limits)], 0.0)
     short = float(raw.x[len(free) :].max(initial=0.0))
     return Mastered(milp, raw, columns, x, duals, raw.objective, short)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,10 @@ from solver.repair import repaired
 from solver.search import MOST_COLUMNS, keys
 
 if TYPE_CHECKING:
-    from solver.milp import FloatArray, IntArray
+    from solver.milp import BoolArray, FloatArray, IntArray
+    from solver.prices import Listed
     from solver.pricing import Columns
-    from solver.search import Priced, Search
+    from solver.search import Mastered, Priced, Search
     from solver.stage import Stage
 
 # Share of the time left that making a plan fit may take.
@@ -58,12 +60,11 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
 
     None if no columns were found that fit together.
     """
-    limits = stage.limits
     chosen = priced.chosen[priced.chosen >= 0]
     if len(chosen) < stage.active.sum():
         # Out of time before every server had a column.
         return None
-    known = _incumbent_in(search, stage, priced.columns, limits)
+    known = _incumbent_in(search, stage, priced.columns)
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
     listed = search.listed(stage, priced.columns)
@@ -86,13 +87,11 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
             lambda: search.left_s() - until_s,
         )
         found = None if repair is None else which[repair]
-        best, value = _better(search, stage, priced.columns, found, best, value)
+        best, value = _better(stage, priced.columns, found, best, value)
         if repair is not None or count >= len(nearest):
             break
-    for effort in _efforts(search) if stage.money == 1.0 else ():
-        if value <= good or search.left_s() <= 0:
-            break
-        best, value = _better(search, stage, *_matched(search, stage, priced, good, effort), best, value)
+    if stage.money == 1.0 and priced.master is not None:
+        best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
     gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
     # A compact program is the better last resort where it is small enough.
@@ -108,8 +107,8 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         if best is not None and search.left_s() <= 0:
             break
         which = np.sort(nearest[: count + len(chosen)])
-        found = _choose(search, stage, priced.columns, which, limits, 0.3 * search.left_s(), gap)
-        best, value = _better(search, stage, priced.columns, found, best, value)
+        found = _choose(search, stage, priced.columns, which, 0.3 * search.left_s(), gap)
+        best, value = _better(stage, priced.columns, found, best, value)
         if count >= len(nearest):
             break
     if best is not None:
@@ -117,8 +116,30 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     return best
 
 
+def _by_beams(
+    search: Search,
+    stage: Stage,
+    priced: Priced,
+    master: Mastered,
+    good: float,
+    best: Columns | None,
+    value: float,
+) -> tuple[Columns | None, float]:
+    """Better a plan by beam searches until one is good, or all were tried."""
+    choice: _Choice | None = None
+    for effort in _efforts(search):
+        if value <= good or search.left_s() <= 0:
+            break
+        room = effort.room * (good - priced.bound)
+        if choice is None or choice.room != room:
+            choice = _choice(search, stage, priced, master, room)
+        found = _matched(search, stage, priced, choice, good, effort)
+        best, value = _better(stage, choice.columns, found, best, value)
+    return best, value
+
+
 def _better(
-    search: Search, stage: Stage, columns: Columns, which: IntArray | None, best: Columns | None, value: float
+    stage: Stage, columns: Columns, which: IntArray | None, best: Columns | None, value: float
 ) -> tuple[Columns | None, float]:
     """Return these columns and what they are worth if that is less than `value`, or else `best`."""
     if which is not None:
@@ -138,46 +159,41 @@ def _efforts(search: Search) -> tuple[Effort, ...]:
     return _EFFORTS_OF_FEW if search.is_closable else _EFFORTS
 
 
-def _matched(
-    search: Search, stage: Stage, priced: Priced, good: float, effort: Effort
-) -> tuple[Columns, IntArray | None]:
-    """Choose one column of each active server by a beam search, among columns that it returns too."""
-    master, columns, room = priced.master, priced.columns, good - priced.bound
-    if master is None:
-        return columns, None
-    split = np.flatnonzero(priced.split)
-    reduced, usage = priced.reduced, stage.usage(master.columns)
-    expected = np.zeros((search.servers.count, len(stage.limits)))
-    np.add.at(expected, master.columns.server, master.x[:, None] * usage)
+@dataclass(frozen=True)
+class _Choice:
+    """What beam searches for a plan at most `room` above the bound choose from.
+
+    Attributes
+    ----------
+    room : float
+    columns : Columns
+        By server.
+    reduced : (C,) float
+        As of `Priced`.
+    listed : Listed
+        The same columns.
+    chosen : (n,) int
+        The main column of each active server in the master's solution.
+    split : (n,) bool
+        As of `Priced`, of the active servers.
+    expected : (n, R + H) float
+        What these take there.
+    """
+
+    room: float
+    columns: Columns
+    reduced: FloatArray
+    listed: Listed
+    chosen: IntArray
+    split: BoolArray
+    expected: FloatArray
+
+
+def _choice(search: Search, stage: Stage, priced: Priced, master: Mastered, room: float) -> _Choice:
+    columns, reduced = priced.columns, priced.reduced
     if search.mixes:
-        # A server that is divided runs many replicas: which of the many ways fits is what matters most.
-        reach = np.full(search.servers.count, _DIVIDED_REACH * effort.room * room)
-        prices = stage.prices(priced.duals)
-        tally = search.tally(stage)
-        near = mixtures(
-            search.servers,
-            split,
-            prices,
-            stage.largest_unserved,
-            reach,
-            search.left_s,
-            most_columns=_DIVIDED_COLUMNS,
-            tally=tally,
-        ).columns
-        mine = priced.split[master.columns.server]
-        mean = master.columns.replicas[mine].T @ master.x[mine]
-        between = mixes_between(
-            search.servers,
-            split,
-            mean,
-            prices,
-            reach,
-            search.left_s,
-            most_columns=_DIVIDED_COLUMNS,
-            tally=tally,
-        )
-        more = near.joined(between)
-        reduced = np.r_[reduced, more.value(prices) - priced.lower[more.server]]
+        more = _of_divided(search, stage, priced, master, _DIVIDED_REACH * room)
+        reduced = np.r_[reduced, more.value(stage.prices(priced.duals)) - priced.lower[more.server]]
         columns = columns.joined(more)
     order = np.argsort(columns.server, kind="stable")
     place = np.empty_like(order)
@@ -186,15 +202,61 @@ def _matched(
     active = np.flatnonzero(priced.chosen >= 0)
     chosen = place[priced.chosen[active]]
     listed = search.listed(stage, columns)
-    divided = priced.split[active]
-    taken = np.where(divided[:, None], expected[active], listed.usage[chosen])
-    found = matched(listed, reduced, priced.duals, chosen, taken, divided, room, effort, search.left_s)
-    if found is not None and not search.fits(stage, columns.take(found), stage.limits):
-        return columns, None
-    return columns, found
+    taken = np.zeros((search.servers.count, len(stage.limits)))
+    np.add.at(taken, master.columns.server, master.x[:, None] * stage.usage(master.columns))
+    split = priced.split[active]
+    # Others take whole cards, whatever the rounding of the solution.
+    expected = np.where(split[:, None], taken[active], listed.usage[chosen])
+    return _Choice(room, columns, reduced, listed, chosen, split, expected)
 
 
-def _incumbent_in(search: Search, stage: Stage, columns: Columns, limits: FloatArray) -> IntArray | None:
+def _of_divided(search: Search, stage: Stage, priced: Priced, master: Mastered, slack: float) -> Columns:
+    """Mixes of the servers that the master divides: those near the bound, and near the mean it takes.
+
+    Such a server runs many replicas: which of the many ways fits is what matters most.
+    """
+    divided = np.flatnonzero(priced.split)
+    prices, reach = stage.prices(priced.duals), np.full(search.servers.count, slack)
+    most, tally, left_s = _DIVIDED_COLUMNS, search.tally(stage), search.left_s
+    near = mixtures(
+        search.servers,
+        divided,
+        prices,
+        stage.largest_unserved,
+        reach,
+        left_s,
+        most_columns=most,
+        tally=tally,
+    ).columns
+    mine = priced.split[master.columns.server]
+    mean = master.columns.replicas[mine].T @ master.x[mine]
+    between = mixes_between(
+        search.servers, divided, mean, prices, reach, left_s, most_columns=most, tally=tally
+    )
+    return near.joined(between)
+
+
+def _matched(
+    search: Search, stage: Stage, priced: Priced, choice: _Choice, good: float, effort: Effort
+) -> IntArray | None:
+    """Choose one column of each active server by a beam search; None for no plan."""
+    found = matched(
+        choice.listed,
+        choice.reduced,
+        priced.duals,
+        choice.chosen,
+        choice.expected,
+        choice.split,
+        good - priced.bound,
+        effort,
+        search.left_s,
+    )
+    if found is not None and not search.fits(stage, choice.columns.take(found)):
+        return None
+    return found
+
+
+def _incumbent_in(search: Search, stage: Stage, columns: Columns) -> IntArray | None:
     """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
     active = np.flatnonzero(stage.active)
     empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
@@ -206,23 +268,17 @@ def _incumbent_in(search: Search, stage: Stage, columns: Columns, limits: FloatA
     result[columns.server[empty]] = empty
     result[search.incumbent.server] = np.where(there, order[spot], -1)
     found = result[active]
-    if (found < 0).any() or not search.fits(stage, columns.take(found), limits):
+    if (found < 0).any() or not search.fits(stage, columns.take(found)):
         return None
     return found
 
 
 def _choose(
-    search: Search,
-    stage: Stage,
-    columns: Columns,
-    which: IntArray,
-    limits: FloatArray,
-    seconds: float,
-    gap: float,
+    search: Search, stage: Stage, columns: Columns, which: IntArray, seconds: float, gap: float
 ) -> IntArray | None:
     """Choose one column of each server among `which`; None for no plan."""
     few = columns.take(which)
-    milp, free = search.program_of(stage, few, limits, price=np.inf, integer=True)
+    milp, free = search.program_of(stage, few, price=np.inf, integer=True)
     raw = search.solve(milp, relax=False, seconds=seconds, gap=gap)
     if raw.x is None:
         return None

@@ -64,8 +64,6 @@ class Priced:
         Column that has most of each server in the master's solution; -1 for servers that are not active.
     split : (S,) bool
         Servers that the master's solution divides among columns.
-    worth : float
-        The stage's objective without money at the master's solution.
     short : float
         Violation of rows that the master could not avoid.
     master : Mastered or None
@@ -79,7 +77,6 @@ class Priced:
     bound: float
     chosen: IntArray
     split: BoolArray
-    worth: float
     short: float
     master: Mastered | None = None
 
@@ -227,7 +224,7 @@ class Search:
         return result
 
     def program_of(
-        self, stage: Stage, columns: Columns, limits: FloatArray, *, price: float, integer: bool
+        self, stage: Stage, columns: Columns, *, price: float, integer: bool
     ) -> tuple[Milp, IntArray]:
         """One column of each server within the limits, or at `price` beyond them (inf: not at all).
 
@@ -237,7 +234,7 @@ class Search:
         choices = np.bincount(columns.server, minlength=self.servers.count)[columns.server]
         free = np.flatnonzero(choices > 1)
         fixed = np.flatnonzero(choices == 1)
-        worth, usage = stage.worth(columns), stage.usage(columns)
+        worth, usage, limits = stage.worth(columns), stage.usage(columns), stage.limits
         left = limits - usage[fixed].sum(axis=0)
         count, rows = len(free), len(limits)
         _, position = np.unique(columns.server[free], return_inverse=True)
@@ -311,9 +308,9 @@ class Search:
         if is_better(self.problem, plan, self.plan_of(self.incumbent)):
             self.incumbent = self.columns_of(plan)
 
-    def fits(self, stage: Stage, columns: Columns, limits: FloatArray) -> bool:
+    def fits(self, stage: Stage, columns: Columns) -> bool:
         """Whether these columns together keep the limits."""
-        return bool((stage.usage(columns).sum(axis=0) <= limits).all())
+        return bool((stage.usage(columns).sum(axis=0) <= stage.limits).all())
 
     @cached_property
     def most_cost_per_h(self) -> FloatArray:
