@@ -280,12 +280,12 @@ class _Levels:
             )
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
             all_met = replace(stage, largest_unserved=best)
-            if (
-                defer
-                and self.search.left_s() > 0
-                and (has_plan(self.search, all_met) or not is_impossible(self.search, all_met))
-            ):
-                deferred, largest = True, best
+            if defer and has_plan(self.search, all_met):
+                largest = best
+                continue
+            if defer and self.search.left_s() > 0 and not is_impossible(self.search, all_met):
+                # No plan so far is known to meet it: one of a later level has to.
+                deferred, served, largest = True, False, best
                 continue
             priced = converge(self.search, stage) if self.search.left_s() > 0 else None
             found, bound = (

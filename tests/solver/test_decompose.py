@@ -8,12 +8,13 @@ import numpy as np
 import oracle
 import pytest
 
-from solver import backends, planning
+from solver import backends, bounding, planning
 from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.decompose import decompose
 from solver.formulate import formulate, program
 from solver.milp import SolveOptions, Termination
+from solver.prices import Listed
 from solver.pricing import Columns, Prices, Servers, mixtures, single_type
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy, SaturationPolicy
 from solver.reduce import dominated, keep
@@ -107,6 +108,30 @@ def test_beam_searches_alone_prove_a_fleet_with_a_mix(monkeypatch: pytest.Monkey
         solved = decompose(problem, backends.get("highs"), options)
         assert violations(problem, solved.plan) == []
         assert solved.termination is Termination.OPTIMAL
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_prices_of_a_held_level_start_near_the_best_ones(mix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a sample, along the prices of the level before: the bound of the whole relaxation is not far."""
+    monkeypatch.setattr(bounding, "_SAMPLE", 20)
+    starts: list[float] = []
+    search = bounding.ascend
+
+    def recorded(listed: Listed, duals: np.ndarray, *args: Any) -> Any:
+        best = search(listed, duals, *args)
+        # A level is held, and these are all servers: how far the sample's prices are from the best ones.
+        if len(listed.limits) > 4 and len(np.unique(listed.server)) == 120:
+            starts.append((listed.bound(best)[0] - listed.bound(duals)[0]) / abs(listed.bound(best)[0]))
+        return best
+
+    monkeypatch.setattr(bounding, "ascend", recorded)
+    for seed in range(4):
+        problem = fleet(120, seed, mix=mix, stock=0.8)
+        solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=0.02, time_limit_s=30.0))
+        assert violations(problem, solved.plan) == []
+        assert solved.termination is Termination.OPTIMAL
+    assert len(starts) >= 2
+    assert max(starts) < 0.5
 
 
 @pytest.mark.parametrize("mix", [False, True])
