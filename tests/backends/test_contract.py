@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import highspy
 import numpy as np
 import pytest
 from backends.programs import INF, enumerated_optimum, knapsack, market_split, planted_split, program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver.backends import get, listing
+from solver.backends import get, highs, listing
 from solver.milp import Backend, Milp, RawSolution, SolveOptions, Termination
 
 EXACT = SolveOptions(relative_gap=0.0, time_limit_s=30.0)
@@ -61,6 +62,24 @@ def test_integer_program_and_its_relaxation(backend: Backend) -> None:
     relaxation = assert_optimal(backend, TEXTBOOK, -21.0, RELAX)
     assert relaxation.row_dual == pytest.approx([-0.75, -0.5])
     assert relaxation.reduced_cost == pytest.approx([0.0, 0.0], abs=1e-7)
+
+
+def test_the_largest_programs_go_without_presolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    presolve = []
+    set_option = highspy.Highs.setOptionValue
+
+    def recorded(self: highspy.Highs, option: str, value: object) -> object:
+        if option == "presolve":
+            presolve.append(value)
+        return set_option(self, option, value)
+
+    monkeypatch.setattr(highspy.Highs, "setOptionValue", recorded)
+    milp = TEXTBOOK
+    answers = [get("highs").solve(milp, EXACT)]
+    monkeypatch.setattr(highs, "_MOST_PRESOLVED", milp.columns - 1)
+    answers += [get("highs").solve(milp, EXACT), get("highs").solve(milp, RELAX)]
+    assert presolve == ["choose", "off", "choose"]
+    assert answers[0].objective == pytest.approx(answers[1].objective)
 
 
 def test_offset_counts_in_objective_and_bound(backend: Backend) -> None:
