@@ -177,7 +177,7 @@ class _Levels:
         floors = tuple(self._floor(level) for level in self.levels[:-1])
         stage = self._cost_stage((), best, floors if best.any() else None)
         priced = converge(self.search, stage)
-        if priced is not None and (priced.short <= HOLD_TOLERANCE or self.search.left_s() <= 0):
+        if priced is not None and not self._is_short(priced):
             found, bound = self._cheapest(stage, priced)
             if found:
                 plan = self.search.plan_of(self.search.incumbent)
@@ -288,6 +288,8 @@ class _Levels:
                 deferred, served, largest = True, False, best
                 continue
             priced = converge(self.search, stage) if self.search.left_s() > 0 else None
+            if deferred and not served and self._is_short(priced):
+                return None
             found, bound = (
                 (False, bounds[-1]) if priced is None else self._serve(stage, priced, len(bounds) - 1)
             )
@@ -306,12 +308,18 @@ class _Levels:
             self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
         stage = self._cost_stage(held, largest, tuple(reached))
         priced = converge(self.search, stage) if self.search.left_s() > 0 else None
+        if deferred and not served and self._is_short(priced):
+            return None
         found, bound = (False, self._alone_per_h(stage)) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
             return None
         plan = self.search.plan_of(self.search.incumbent)
         results = [self._result(index, plan, proven) for index, proven in enumerate(bounds)]
         return _Found(plan, (*results, self._cost_level(plan, bound)), self._value(priced, first_short))
+
+    def _is_short(self, priced: Priced | None) -> bool:
+        """Whether the master could not keep its limits, in time to do something about it."""
+        return priced is not None and priced.short > HOLD_TOLERANCE and self.search.left_s() > 0
 
     def _alone_per_h(self, stage: Stage) -> float:
         """Sum of the servers' least costs, each with all the cards: the bound without any prices."""
