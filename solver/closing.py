@@ -110,7 +110,7 @@ def _widen(
     most = _FIRST_COLUMNS
     if not search.mixes:
         most = MOST_COLUMNS
-        reach = np.inf if value - priced.bound <= _NEARLY * pace else reach
+        reach = np.inf if search.is_closable or value - priced.bound <= _NEARLY * pace else reach
     elif is_cost:
         reach = min(reach, _FIRST_REACH_OF_MIX * abs(priced.bound) / search.servers.count)
     while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):

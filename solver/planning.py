@@ -94,8 +94,10 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
     gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
-    # A compact program is the better last resort where it is small enough.
-    sizes = _PLAN_COLUMNS[:-1] if search.mixes and closable else (*_PLAN_COLUMNS, len(nearest))
+    sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(nearest))
+    if search.is_closable:
+        # Programs of all columns, or the compact one, are as quick where they are small.
+        sizes = _PLAN_COLUMNS[:-1] if search.mixes else ()
     for count in sizes:
         if count > MOST_COLUMNS:
             break
