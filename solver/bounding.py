@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.prices import along, ascend, parted
-from solver.search import Mastered, Priced, distinct, keys, lagrangian
+from solver.search import Mastered, Priced, distinct, lagrangian, places
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -33,11 +33,13 @@ _SLACK, _SLACK_OF_ALL = 0.001, 0.5
 _MASTER_COLUMNS = 2_000
 _MASTER_COLUMNS_EACH = 1.0
 
-# Smoothing of the bound where the search for prices starts: with no prices yet, and near good ones.
-_COLD, _WARM = 0.05, 2e-4
+# Smoothing of the bound where the search for prices starts: with no prices yet, along those of the level
+# before, and near good ones.
+_COLD, _HINTED, _WARM = 0.05, 0.003, 2e-4
 
-# Smoothing where it ends: with few servers every digit of the bound helps to close the gap.
-_SHARPEST_OF_FEW, _SHARPEST = 1e-5, 3e-5
+# Smoothing where it ends: with few servers every digit of the bound helps to close the gap; along the prices
+# of a level before, relative to values that these make large.
+_SHARPEST_OF_FEW, _SHARPEST, _SHARPEST_HINTED = 1e-5, 3e-5, 3e-4
 
 # A round that changes neither the bound nor the master by more, relatively, is the last.
 _SMALL_STEP = 1e-7
@@ -54,7 +56,6 @@ def converge(search: Search, stage: Stage) -> Priced | None:
 
     None where a server has no column, or the prices prove that no columns fit together.
     """
-    limits = stage.limits
     columns = stage.allowed(search.pool)
     active = np.flatnonzero(stage.active)
     alone, columns = _alone(search, stage, columns)
@@ -64,19 +65,38 @@ def converge(search: Search, stage: Stage) -> Priced | None:
         return None
     if not has_plan(search, stage) and is_impossible(search, stage):
         return None
-    guide = stage.allowed(search.guide)
-    most = np.full(len(limits), search.penalty(stage.worth(guide)))
-    few, room = _sample(search, stage, guide)
-    sample = search.listed(stage, few, room)
-    sharpest = _SHARPEST_OF_FEW if search.is_closable else _SHARPEST
-    if stage.held and len(search.hint) + 1 == len(limits):
-        duals = along(sample, np.r_[search.hint, 1.0], most)
-        duals = ascend(sample, duals, most, _WARM, search.left_s, sharpest)
-    else:
-        duals = ascend(sample, np.zeros(len(limits)), most, _COLD, search.left_s, sharpest)
-    if len(few) < len(guide):
-        duals = ascend(search.listed(stage, guide), duals, most, _WARM, search.left_s, sharpest)
+    few_short = len(stage.held) + (stage.money < 1.0) <= 1
+    guide = stage.allowed(search.guide if few_short else search.pool)
+    duals = _by_sample(search, stage, guide) if few_short else _along_hint(search, stage, guide)
     return _rounds(search, stage, columns, duals)
+
+
+def _by_sample(search: Search, stage: Stage, guide: Columns) -> FloatArray:
+    """Prices that are good for a sample of the servers first, then for all."""
+    few, room = _sample(search, stage, guide)
+    sample, most = search.listed(stage, few, room), search.penalty(stage, guide)
+    sharpest = _SHARPEST_OF_FEW if search.is_closable else _SHARPEST
+    duals, start = np.zeros(len(stage.limits)), _COLD
+    if stage.held and len(search.hint) + 1 == len(stage.limits):
+        duals, start = along(sample, np.r_[search.hint, 1.0], most), _WARM
+    duals = ascend(sample, duals, most, start, search.left_s, sharpest)
+    if len(few) == len(guide):
+        return duals
+    return ascend(search.listed(stage, guide), duals, most, _WARM, search.left_s, sharpest)
+
+
+def _along_hint(search: Search, stage: Stage, guide: Columns) -> FloatArray:
+    """Prices where two levels fall short, near those of the first.
+
+    They are so high that parts of a replica count, and a large server of the first level is worth thousands
+    of small ones of the second: what is good for a sample is not for all.
+    """
+    listed, most = search.listed(stage, guide), search.penalty(stage, guide)
+    hint = search.hint if len(search.hint) + 1 == len(stage.limits) else np.zeros(len(stage.limits) - 1)
+    duals = along(listed, np.r_[hint, 1.0], most)
+    worth = listed.bound(duals)[0] + float(duals @ stage.limits)
+    listed = replace(listed, scale=worth / int(stage.active.sum()) + _TINY)
+    return ascend(listed, duals, most, _HINTED, search.left_s, _SHARPEST_HINTED)
 
 
 def has_plan(search: Search, stage: Stage) -> bool:
@@ -99,11 +119,9 @@ def is_impossible(search: Search, stage: Stage) -> bool:
     most = 1.0 / np.maximum(limits, 1.0)
     few, room = _sample(search, stage, guide)
     duals = parted(search.listed(bare, few, room), 0.5 * most, most, _COLD, search.left_s)
+    if duals is not None and len(few) < len(guide):
+        duals = parted(search.listed(bare, guide), duals, most, _WARM, search.left_s)
     if duals is None:
-        return False
-    listed = np.full(search.servers.count, np.inf)
-    np.minimum.at(listed, guide.server, guide.value(bare.prices(duals)))
-    if float(listed[np.isfinite(listed)].sum()) <= float(duals @ limits):
         return False
     lower, _ = search.lower(bare, stage.allowed(search.pool), stage.active, duals, zero)
     return lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
@@ -169,7 +187,10 @@ def _rounds(search: Search, stage: Stage, columns: Columns, duals: FloatArray) -
             break
         before = 0 if near is None else len(near)
         nearer = _near(search, stage, columns, reduced, duals, int(active.sum()))
-        near = distinct(nearer.joined(stage.allowed(search.basis) if near is None else near))
+        if near is None:
+            # With a plan among them the master keeps its limits.
+            near = stage.allowed(search.basis).joined(stage.allowed(search.incumbent))
+        near = distinct(nearer.joined(near))
         solved = _master(search, stage, near)
         if solved is None:
             break
@@ -255,7 +276,7 @@ def _near(
 
 def _master(search: Search, stage: Stage, columns: Columns) -> Mastered | None:
     """Solve the relaxation, with a price for what is beyond the limits."""
-    price = search.penalty(stage.worth(columns))
+    price = search.penalty(stage, columns)
     milp, free = search.program_of(stage, columns, price=price, integer=False)
     raw = search.solve(milp, relax=True)
     if raw.x is None or raw.row_dual is None:
@@ -275,8 +296,6 @@ def _read(search: Search, columns: Columns, master: Mastered) -> tuple[IntArray,
     most[there] = master.x[main[there]]
     split = np.zeros(search.servers.count, dtype=bool)
     split[there] = most[there] < 1.0 - _INTEGRAL
-    mine, wanted = keys(columns), keys(master.columns)[main[there]]
-    order = np.argsort(mine, kind="stable")
     chosen = np.full(search.servers.count, -1, dtype=np.int64)
-    chosen[there] = order[np.searchsorted(mine[order], wanted)]
+    chosen[there] = places(columns, master.columns.take(main[there]))
     return chosen, split

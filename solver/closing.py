@@ -155,7 +155,7 @@ def _within(search: Search, stage: Stage, priced: Priced, reach: float, most: in
 
 def _near_program(search: Search, stage: Stage, columns: Columns, reach: float) -> _Near:
     """Write the program that chooses one of the columns of each server."""
-    milp, free = search.program_of(stage, columns, price=np.inf, integer=True)
+    milp, free = search.program_of(stage, columns, price=None, integer=True)
     is_short = len(np.unique(columns.server)) < int(stage.active.sum())
 
     def read(x: FloatArray) -> Plan:

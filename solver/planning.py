@@ -11,7 +11,7 @@ from solver.beam import Effort, matched
 from solver.between import mixes_between
 from solver.pricing import mixtures
 from solver.repair import repaired
-from solver.search import MOST_COLUMNS, keys
+from solver.search import MOST_COLUMNS, places
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -73,6 +73,10 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     # column beyond what the plan may cost above the bound is a last resort.
     far = (priced.reduced > good - priced.bound) & (distance > 0)
     distance[far] += distance.max(initial=0.0)
+    if priced.master is not None:
+        # With all that the master takes there is a mixture at least that keeps the limits.
+        taken = priced.master.columns.take(priced.master.x > 0)
+        distance[places(priced.columns, taken)] = -np.inf
     nearest = np.argsort(distance, kind="stable")
     # Leaving a server out takes away excess wherever that is allowed.
     empty = np.flatnonzero(np.diff(priced.columns.replicas.indptr) == 0)
@@ -262,13 +266,9 @@ def _incumbent_in(search: Search, stage: Stage, columns: Columns) -> IntArray | 
     """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
     active = np.flatnonzero(stage.active)
     empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
-    mine, wanted = keys(columns), keys(search.incumbent)
-    order = np.argsort(mine, kind="stable")
-    spot = np.minimum(np.searchsorted(mine[order], wanted), len(order) - 1)
-    there = mine[order[spot]] == wanted
     result = np.full(search.servers.count, -1, dtype=np.int64)
     result[columns.server[empty]] = empty
-    result[search.incumbent.server] = np.where(there, order[spot], -1)
+    result[search.incumbent.server] = places(columns, search.incumbent)
     found = result[active]
     if (found < 0).any() or not search.fits(stage, columns.take(found)):
         return None
@@ -280,7 +280,7 @@ def _choose(
 ) -> IntArray | None:
     """Choose one column of each server among `which`; None for no plan."""
     few = columns.take(which)
-    milp, free = search.program_of(stage, few, price=np.inf, integer=True)
+    milp, free = search.program_of(stage, few, price=None, integer=True)
     raw = search.solve(milp, relax=False, seconds=seconds, gap=gap)
     if raw.x is None:
         return None

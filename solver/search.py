@@ -35,6 +35,9 @@ _CLOSABLE = 300
 # Most mixes of a server that pricing returns, and of all servers where these are few.
 _NEAR_COLUMNS, _NEAR_COLUMNS_OF_ALL = 20, 3_000
 
+# How many times dearer what is beyond a held level is than what is beyond the other limits.
+_HELD = 100.0
+
 # Share of the least important server's weight that the cost of the whole fleet counts at a service level.
 _MONEY_SHARE = 0.05
 
@@ -187,9 +190,15 @@ class Search:
         )
         return Listed(columns.server, worth, usage, limits, scale)
 
-    def penalty(self, worth: FloatArray) -> float:
-        """Price of a unit beyond a limit: more than many columns are worth, so prices stay finite."""
-        return 100.0 * float(worth.max(initial=0.0)) + _TINY
+    def penalty(self, stage: Stage, columns: Columns) -> FloatArray:
+        """Price of a unit beyond each limit, shape (R + H,): more than many columns are worth, but finite.
+
+        A large server of a held level takes the GPUs of thousands of small ones.
+        """
+        price = 100.0 * float(stage.worth(columns).max(initial=0.0)) + _TINY
+        result = np.full(len(stage.limits), price)
+        result[len(self.coupling.limit) :] *= _HELD
+        return result
 
     def lower(
         self, stage: Stage, columns: Columns, active: BoolArray, duals: FloatArray, slack: FloatArray
@@ -224,9 +233,9 @@ class Search:
         return result
 
     def program_of(
-        self, stage: Stage, columns: Columns, *, price: float, integer: bool
+        self, stage: Stage, columns: Columns, *, price: FloatArray | None, integer: bool
     ) -> tuple[Milp, IntArray]:
-        """One column of each server within the limits, or at `price` beyond them (inf: not at all).
+        """One column of each server within the limits, or at a price of each beyond them (None: not at all).
 
         Servers with one column only are put into the limits and the offset. Returns the program, and the
         columns that its first variables stand for.
@@ -239,14 +248,15 @@ class Search:
         count, rows = len(free), len(limits)
         _, position = np.unique(columns.server[free], return_inverse=True)
         groups = int(position.max(initial=-1)) + 1
-        relaxed = rows if np.isfinite(price) else 0
+        beyond = np.zeros(0) if price is None else price
+        relaxed = len(beyond)
         take_column, take_row = np.nonzero(usage[free])
         row = np.concatenate([take_row, np.arange(relaxed), rows + position])
         column = np.concatenate([take_column, count + np.arange(relaxed), np.arange(count)])
         value = np.concatenate([usage[free][take_column, take_row], np.full(relaxed, -1.0), np.ones(count)])
         order = np.argsort(row, kind="stable")
         milp = Milp(
-            objective=np.r_[worth[free], np.full(relaxed, price)],
+            objective=np.r_[worth[free], beyond],
             row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=rows + groups))],
             column=column[order],
             value=value[order],
@@ -362,6 +372,15 @@ def keys(columns: Columns) -> IntArray:
     with np.errstate(over="ignore"):
         keys: IntArray = columns.replicas.astype(np.int64) @ factor + columns.server
     return keys
+
+
+def places(columns: Columns, wanted: Columns) -> IntArray:
+    """Return where each wanted column is in `columns`, shape of `wanted`; -1 where it is not."""
+    mine, theirs = keys(columns), keys(wanted)
+    order = np.argsort(mine, kind="stable")
+    spot = order[np.minimum(np.searchsorted(mine[order], theirs), len(order) - 1)]
+    found: IntArray = np.where(mine[spot] == theirs, spot, -1)
+    return found
 
 
 def distinct(columns: Columns) -> Columns:
