@@ -9,6 +9,7 @@ import oracle
 import pytest
 
 from solver import backends, bounding, planning
+from solver import decompose as decomposition
 from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.decompose import decompose
@@ -18,7 +19,9 @@ from solver.prices import Listed
 from solver.pricing import Columns, Prices, Servers, mixtures, single_type
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy, SaturationPolicy
 from solver.reduce import dominated, keep
+from solver.search import Search
 from solver.solve import solve
+from solver.stage import Stage
 
 EXACT = SolveOptions(relative_gap=1e-9, time_limit_s=30.0)
 
@@ -132,6 +135,27 @@ def test_prices_of_a_held_level_start_near_the_best_ones(mix: bool, monkeypatch:
         assert solved.termination is Termination.OPTIMAL
     assert len(starts) >= 2
     assert max(starts) < 0.5
+
+
+def test_two_short_levels_are_proven_short_from_a_sample_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level is taken to be short exactly where no mixture of the columns meets it."""
+    monkeypatch.setattr(bounding, "_SAMPLE", 20)
+    said: list[tuple[int, bool, bool]] = []
+    is_impossible = decomposition.is_impossible
+
+    def recorded(search: Search, stage: Stage) -> bool:
+        milp, _ = search.program_of(stage, stage.allowed(search.pool), price=None, integer=False)
+        infeasible = search.solve(milp, relax=True).termination is Termination.INFEASIBLE
+        said.append((len(stage.held), is_impossible(search, stage), infeasible))
+        return said[-1][1]
+
+    monkeypatch.setattr(decomposition, "is_impossible", recorded)
+    for seed in range(6):
+        problem = fleet(120, seed, stock=0.25 + 0.1 * seed)
+        solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=0.02, time_limit_s=30.0))
+        assert violations(problem, solved.plan) == []
+    assert {(held > 0, infeasible) for held, _, infeasible in said} >= {(False, True), (True, True)}
+    assert [impossible for _, impossible, _ in said] == [infeasible for *_, infeasible in said]
 
 
 @pytest.mark.parametrize("mix", [False, True])
