@@ -65,35 +65,39 @@ def converge(search: Search, stage: Stage) -> Priced | None:
         return None
     if not has_plan(search, stage) and is_impossible(search, stage):
         return None
-    few_short = len(stage.held) + (stage.money < 1.0) <= 1
-    guide = stage.allowed(search.guide if few_short else search.pool)
-    duals = _by_sample(search, stage, guide) if few_short else _along_hint(search, stage, guide)
+    two_short = len(stage.held) + (stage.money < 1.0) > 1
+    guide = stage.allowed(search.pool if two_short else search.guide)
+    is_hinted = bool(stage.held) and len(search.hint) + 1 == len(stage.limits)
+    hint = np.r_[search.hint, 1.0] if is_hinted else None
+    if two_short and hint is not None:
+        duals = _near_hint(search, stage, guide, hint)
+    else:
+        duals = _by_sample(search, stage, guide, hint)
     return _rounds(search, stage, columns, duals)
 
 
-def _by_sample(search: Search, stage: Stage, guide: Columns) -> FloatArray:
-    """Prices that are good for a sample of the servers first, then for all."""
+def _by_sample(search: Search, stage: Stage, guide: Columns, hint: FloatArray | None) -> FloatArray:
+    """Prices that are good for a sample of the servers first, then for all; `hint` is a direction."""
     few, room = _sample(search, stage, guide)
     sample, most = search.listed(stage, few, room), search.penalty(stage, guide)
     sharpest = _SHARPEST_OF_FEW if search.is_closable else _SHARPEST
     duals, start = np.zeros(len(stage.limits)), _COLD
-    if stage.held and len(search.hint) + 1 == len(stage.limits):
-        duals, start = along(sample, np.r_[search.hint, 1.0], most), _WARM
+    if hint is not None:
+        duals, start = along(sample, hint, most), _WARM
     duals = ascend(sample, duals, most, start, search.left_s, sharpest)
     if len(few) == len(guide):
         return duals
     return ascend(search.listed(stage, guide), duals, most, _WARM, search.left_s, sharpest)
 
 
-def _along_hint(search: Search, stage: Stage, guide: Columns) -> FloatArray:
+def _near_hint(search: Search, stage: Stage, guide: Columns, hint: FloatArray) -> FloatArray:
     """Prices where two levels fall short, near those of the first.
 
     They are so high that parts of a replica count, and a large server of the first level is worth thousands
     of small ones of the second: what is good for a sample is not for all.
     """
     listed, most = search.listed(stage, guide), search.penalty(stage, guide)
-    hint = search.hint if len(search.hint) + 1 == len(stage.limits) else np.zeros(len(stage.limits) - 1)
-    duals = along(listed, np.r_[hint, 1.0], most)
+    duals = along(listed, hint, most)
     worth = listed.bound(duals)[0] + float(duals @ stage.limits)
     listed = replace(listed, scale=worth / int(stage.active.sum()) + _TINY)
     return ascend(listed, duals, most, _HINTED, search.left_s, _SHARPEST_HINTED)

@@ -12,8 +12,8 @@ from solver.formulate import formulate, program
 from solver.listed import below, with_columns
 from solver.milp import Milp, Termination
 from solver.pricing import mixtures
-from solver.problem import levels
-from solver.search import HOLD_TOLERANCE, MOST_COLUMNS
+from solver.problem import HOLD_TOLERANCE, levels
+from solver.search import MOST_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +110,8 @@ def _widen(
     most = _FIRST_COLUMNS
     if not search.mixes:
         most = MOST_COLUMNS
-        reach = np.inf if search.is_closable or value - priced.bound <= _NEARLY * pace else reach
+        if search.is_closable or value - priced.bound <= _NEARLY * pace:
+            reach = np.inf
     elif is_cost:
         reach = min(reach, _FIRST_REACH_OF_MIX * abs(priced.bound) / search.servers.count)
     while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
@@ -123,7 +124,8 @@ def _widen(
         raw = None
         if near.milp is not None:
             # A plan worth more than `end` by no more than a step is good enough with that as the bound.
-            milp = below(near.milp, (end + step if end + step < value else value - step) - near.shift)
+            most_worth = end + step if end + step < value else value - step
+            milp = below(near.milp, most_worth - near.shift) if np.isfinite(most_worth) else near.milp
             # With a mix, a wider program is often the easier one.
             share = _TIME_TO_TRY if search.mixes and reach < rest else 1.0
             raw = search.solve(milp, relax=False, seconds=share * (search.left_s() - until_s))

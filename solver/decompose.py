@@ -41,10 +41,10 @@ from solver.errors import SolverError
 from solver.milp import SolveOptions, Termination
 from solver.packing import is_chain
 from solver.planning import find_plan
-from solver.problem import LevelKind, Plan, levels
+from solver.problem import HOLD_TOLERANCE, LevelKind, Plan, levels
 from solver.ranging import on_the_line, range_of_row
 from solver.reduce import dominated, keep, onto
-from solver.search import HOLD_TOLERANCE, Priced, Search, distinct, lagrangian
+from solver.search import Priced, Search, distinct, lagrangian
 from solver.solve import Duals, GpuValue, LevelResult, Solved, solve
 from solver.stage import Held, Stage
 from solver.starts import is_better

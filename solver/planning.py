@@ -96,7 +96,24 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
             break
     if stage.money == 1.0 and priced.master is not None:
         best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
+    best, value = _by_programs(search, stage, priced, nearest, good, best, value)
+    if best is not None:
+        search.adopt(search.plan_of(best))
+    return best
+
+
+def _by_programs(
+    search: Search,
+    stage: Stage,
+    priced: Priced,
+    nearest: IntArray,
+    good: float,
+    best: Columns | None,
+    value: float,
+) -> tuple[Columns | None, float]:
+    """Better a plan by integer programs over more and more of the `nearest` columns, until one is good."""
     gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
+    servers = int((priced.chosen >= 0).sum())
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
     sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(nearest))
     if search.is_closable:
@@ -112,14 +129,12 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
             break
         if best is not None and search.left_s() <= 0:
             break
-        which = np.sort(nearest[: count + len(chosen)])
+        which = np.sort(nearest[: count + servers])
         found = _choose(search, stage, priced.columns, which, 0.3 * search.left_s(), gap)
         best, value = _better(stage, priced.columns, found, best, value)
         if count >= len(nearest):
             break
-    if best is not None:
-        search.adopt(search.plan_of(best))
-    return best
+    return best, value
 
 
 def _by_beams(

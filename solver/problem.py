@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # demand / capacity (40 / 0.4 is 100 replicas, not 101), nothing more.
 DEMAND_TOLERANCE = 1e-9
 
+# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
+HOLD_TOLERANCE = 1e-6
+
 NO_LIMIT = np.iinfo(np.int64).max
 
 

@@ -13,7 +13,7 @@ from solver.check import score
 from solver.milp import Milp, SolveOptions
 from solver.prices import Listed
 from solver.pricing import Columns, Servers, fractional, mixtures, single_type
-from solver.problem import Plan
+from solver.problem import HOLD_TOLERANCE, Plan
 from solver.stage import Coupling, Stage
 from solver.starts import is_better
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
     from solver.problem import AllocationProblem
-
-# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
-HOLD_TOLERANCE = 1e-6
 
 # Most columns of one integer program.
 MOST_COLUMNS = 60_000
@@ -118,9 +115,9 @@ class Search:
         The best plan so far, one column of each server with an option.
     basis : Columns
         What the last restricted master used.
-    hint : (R,) float
-        Prices of the last stage that fell short, whose level is held now: a direction for the next ones.
-        Empty where there is none.
+    hint : (R + H - 1,) float
+        Prices of the last stage that fell short, whose level is the last one held now: a direction for the
+        next ones. Empty where there are none.
     """
 
     problem: AllocationProblem

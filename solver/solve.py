@@ -13,7 +13,7 @@ from solver.check import carried_rps, score, served_share, violations
 from solver.errors import SolverError
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
-from solver.problem import DEMAND_TOLERANCE, Level, LevelKind, Plan
+from solver.problem import DEMAND_TOLERANCE, HOLD_TOLERANCE, Level, LevelKind, Plan
 from solver.ranging import on_the_line, range_of_row
 from solver.reduce import dominated, keep, onto
 from solver.starts import is_better
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from solver.formulate import Formulation
     from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
     from solver.problem import AllocationProblem
-
-# How far a later level may worsen an earlier one: the feasibility tolerance of the solvers.
-_HOLD_TOLERANCE = 1e-6
 
 # Seconds after the time limit in which further levels are still begun: a small program has its answer at
 # once, and a large one takes longer than that only to be read.
@@ -227,7 +224,7 @@ def _everything(
     serves_all = bool((worth.served_share == 1.0).all())
     fixed = milp
     if serves_all and relaxed.reduced_cost is not None:
-        margin = _HOLD_TOLERANCE * max(1.0, abs(worth.levels[index]))
+        margin = HOLD_TOLERANCE * max(1.0, abs(worth.levels[index]))
         out = relaxed.objective + relaxed.reduced_cost > worth.levels[index] + margin
         fixed = replace(milp, column_upper=np.where(out, milp.column_lower, milp.column_upper))
     raw = backend.solve(
@@ -338,7 +335,7 @@ def _by_level(
 
 def _limits(results: Sequence[LevelResult]) -> tuple[float, ...]:
     """How large each level solved so far may be in the next one."""
-    return tuple(r.value + _HOLD_TOLERANCE * max(1.0, abs(r.value)) for r in results)
+    return tuple(r.value + HOLD_TOLERANCE * max(1.0, abs(r.value)) for r in results)
 
 
 def _value_of_gpu(
@@ -357,7 +354,7 @@ def _value_of_gpu(
         relax = replace(options, time_limit_s=clock.left_s(), relax=True, start=None)
         return _duals(stage, milp, backend.solve(milp, relax), backend, options, clock)
 
-    short = next((i for i, r in enumerate(results[:-1]) if r.value > _HOLD_TOLERANCE), None)
+    short = next((i for i, r in enumerate(results[:-1]) if r.value > HOLD_TOLERANCE), None)
     return GpuValue.of(duals(len(results) - 1), None if short is None else duals(short))
 
 
