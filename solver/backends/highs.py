@@ -65,7 +65,7 @@ def _drive(milp: Milp, options: SolveOptions) -> Outcome:
         ("mip_abs_gap", ABSOLUTE_GAP),
         # Where a start is given, looking for a first point costs a third to half of a small solve.
         ("mip_heuristic_run_feasibility_jump", options.start is None),
-        # A restart throws away the cuts that prove hard fleets: some of 100 to 300 servers took twice as long.
+        # Restarts throw away the cuts that prove hard fleets: some of 100 to 300 servers take twice as long.
         ("mip_allow_restart", False),
         ("presolve", "off" if is_mip and milp.columns > _MOST_PRESOLVED else "choose"),
     ):
