@@ -42,7 +42,7 @@ from solver.milp import SolveOptions, Termination
 from solver.packing import is_chain
 from solver.planning import find_plan
 from solver.problem import HOLD_TOLERANCE, LevelKind, Plan, levels
-from solver.ranging import on_the_line, range_of_row
+from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep, onto
 from solver.search import Priced, Search, distinct, lagrangian
 from solver.solve import Duals, GpuValue, LevelResult, Solved, solve
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
 
     from solver.milp import Backend, FloatArray
     from solver.problem import AllocationProblem, Level
-
-# Largest fleet that is told for how many GPUs a price holds: two linear programs for each type.
-_MOST_RANGED = 2_000
 
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
@@ -360,25 +357,23 @@ class _Levels:
 
     def _duals(self, priced: Priced) -> Duals:
         """Prices of a GPU of each type, and the ranges in which they are the restricted master's."""
-        types = len(self.search.problem.gpu_types)
-        per_gpu, ranges = np.full(types, np.nan), np.full((types, 2), np.nan)
+        count = len(self.search.problem.gpu_types)
+        per_gpu, ranges = np.full(count, np.nan), np.full((count, 2), np.nan)
         per_gpu[self.search.coupling.row_type] = 0.0
         master = priced.master if priced.short <= HOLD_TOLERANCE else None
         duals = priced.duals if master is None else master.duals
         rows = np.flatnonzero(self.search.coupling.counts_cards)
         np.add.at(per_gpu, self.search.coupling.row_type[rows], duals[rows])
         raw = None if master is None else master.raw
-        many = self.search.servers.count > _MOST_RANGED
-        if many or master is None or raw is None or raw.x is None or raw.reduced_cost is None:
+        if master is None or raw is None or raw.x is None or raw.reduced_cost is None:
             return Duals(per_gpu, ranges)
+        whole = np.array([nodes is None for nodes in self.search.problem.inventory.nodes], dtype=bool)
+        rows = rows[(whole & (per_gpu > 0))[self.search.coupling.row_type[rows]]]
+        types = self.search.coupling.row_type[rows]
         line, place = on_the_line(master.milp, raw.x, raw.reduced_cost)
-        for row, t in zip(rows.tolist(), self.search.coupling.row_type[rows].tolist(), strict=True):
-            if per_gpu[t] > 0 and self.search.problem.inventory.nodes[t] is None:
-                limits = replace(self.search.options, time_limit_s=max(self.search.left_s(), 0.01))
-                change = range_of_row(
-                    line, int(place[row]), per_gpu[t], raw.objective, self.search.backend, limits
-                )
-                ranges[t] = self.search.coupling.limit[row] + np.array(change)
+        limits = replace(self.search.options, time_limit_s=max(self.search.left_s(), 0.01))
+        change = ranges_of_rows(line, place[rows], per_gpu[types], raw.objective, self.search.backend, limits)
+        ranges[types] = self.search.coupling.limit[rows, None] + change
         return Duals(per_gpu, ranges)
 
     def _cheapest(self, stage: Stage, priced: Priced) -> tuple[bool, float]:

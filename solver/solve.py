@@ -14,7 +14,7 @@ from solver.errors import SolverError
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions, Termination
 from solver.problem import DEMAND_TOLERANCE, HOLD_TOLERANCE, Level, LevelKind, Plan
-from solver.ranging import on_the_line, range_of_row
+from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep, onto
 from solver.starts import is_better
 
@@ -380,15 +380,13 @@ def _duals(
         per_gpu[there] = np.nan_to_num(per_gpu[there]) + np.maximum(-relaxed.row_dual[rows[there]], 0.0)
     if relaxed.x is None or relaxed.reduced_cost is None:
         return Duals(per_gpu, ranges)
+    whole = np.array([nodes is None for nodes in stage.problem.inventory.nodes], dtype=bool)
+    types = np.flatnonzero(whole & (per_gpu > 0))
     line, place = on_the_line(milp, relaxed.x, relaxed.reduced_cost)
-    for t, nodes in enumerate(stage.problem.inventory.nodes):
-        if nodes is None and per_gpu[t] > 0:
-            row, limits = (
-                int(place[formulation.inventory_row[t]]),
-                replace(options, time_limit_s=clock.left_s()),
-            )
-            change = range_of_row(line, row, per_gpu[t], relaxed.objective, backend, limits)
-            ranges[t] = stage.problem.inventory.gpus[t] + np.array(change)
+    rows = place[formulation.inventory_row[types]]
+    limits = replace(options, time_limit_s=clock.left_s())
+    change = ranges_of_rows(line, rows, per_gpu[types], relaxed.objective, backend, limits)
+    ranges[types] = stage.problem.inventory.gpus[types, None] + change
     return Duals(per_gpu, ranges)
 
 

@@ -12,7 +12,7 @@ from solver.decompose import decompose
 from solver.formulate import formulate, is_whole, program
 from solver.milp import Milp, SolveOptions
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy
-from solver.ranging import on_the_line, range_of_row
+from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep
 from solver.solve import solve
 
@@ -139,6 +139,12 @@ def test_the_range_of_the_decomposition_is_where_its_relaxation_is_linear() -> N
     assert held >= 8
 
 
+def range_of(milp: Milp, row: int, worth: float, value: float) -> tuple[float, float]:
+    """Range of one row."""
+    [ends] = ranges_of_rows(milp, np.array([row]), np.array([worth]), value, HIGHS, SolveOptions())
+    return float(ends[0]), float(ends[1])
+
+
 def two_ways() -> Milp:
     """Minimise 3 x + 5 y + 9 z, x + y + z = 10, x <= 4 (the row asked about), y <= 3."""
     return Milp(
@@ -156,26 +162,61 @@ def two_ways() -> Milp:
 
 def test_a_range_by_hand() -> None:
     milp = two_ways()  # x = 4, y = 3, z = 3: one more of x saves 6 as long as there is z, so up to 7
-    assert range_of_row(milp, 1, 6.0, 54.0, HIGHS, SolveOptions()) == pytest.approx((-4.0, 3.0), abs=1e-5)
+    assert range_of(milp, 1, 6.0, 54.0) == pytest.approx((-4.0, 3.0), abs=1e-5)
     raw = HIGHS.solve(milp, SolveOptions(relax=True))
     assert raw.x is not None and raw.reduced_cost is not None
     line, place = on_the_line(milp, raw.x, raw.reduced_cost)
     assert line.columns == 2, "y stays at its limit"
-    ends = range_of_row(line, int(place[1]), 6.0, raw.objective, HIGHS, SolveOptions())
+    ends = range_of(line, int(place[1]), 6.0, raw.objective)
     assert ends == pytest.approx((-4.0, 3.0), abs=1e-5)
+
+
+def test_ranges_of_several_rows_are_those_of_each() -> None:
+    milp = two_ways()
+    limited = replace(
+        milp,
+        row_start=np.array([0, 3, 4, 5]),
+        column=np.array([0, 1, 2, 0, 1]),
+        value=np.ones(5),
+        row_lower=np.array([10.0, -np.inf, -np.inf]),
+        row_upper=np.array([10.0, 4.0, 3.0]),
+        column_upper=np.full(3, np.inf),
+    )
+    rows, worths = np.array([1, 2]), np.array([6.0, 4.0])
+    ends = ranges_of_rows(limited, rows, worths, 54.0, HIGHS, SolveOptions())
+    assert ends == pytest.approx(np.array([[-4.0, 3.0], [-3.0, 3.0]]), abs=1e-5)
+    assert ranges_of_rows(limited, rows[:0], worths[:0], 54.0, HIGHS, SolveOptions()).shape == (0, 2)
+
+
+def test_a_column_alone_in_an_equation_stays_on_the_line() -> None:
+    milp = replace(
+        two_ways(),
+        objective=np.array([3.0, 5.0, 9.0, 2.0]),
+        row_start=np.array([0, 3, 4, 5]),
+        column=np.array([0, 1, 2, 0, 3]),
+        value=np.array([1.0, 1.0, 1.0, 1.0, 2.0]),
+        row_lower=np.array([10.0, -np.inf, 8.0]),
+        row_upper=np.array([10.0, 4.0, 8.0]),
+        column_lower=np.zeros(4),
+        column_upper=np.array([np.inf, 3.0, np.inf, np.inf]),
+        integer=np.zeros(4, dtype=bool),
+    )
+    raw = HIGHS.solve(milp, SolveOptions(relax=True))
+    assert raw.x is not None and raw.reduced_cost is not None
+    line, place = on_the_line(milp, raw.x, raw.reduced_cost)
+    assert (line.columns, place.tolist(), line.offset) == (2, [0, 1, -1], 15.0 + 8.0)
+    assert range_of(line, int(place[1]), 6.0, raw.objective) == pytest.approx((-4.0, 3.0), abs=1e-5)
 
 
 def test_a_row_whose_columns_all_stay_is_a_limit_still() -> None:
     line, place = on_the_line(two_ways(), np.array([4.0, 3.0, 3.0]), np.array([-6.0, -4.0, 0.0]))
-    assert range_of_row(line, int(place[1]), 6.0, 54.0, HIGHS, SolveOptions()) == pytest.approx(
-        (0, 0), abs=1e-5
-    )
+    assert range_of(line, int(place[1]), 6.0, 54.0) == pytest.approx((0, 0), abs=1e-5)
 
 
 def test_at_a_kink_the_range_has_one_side() -> None:
     kink = replace(two_ways(), row_upper=np.array([10.0, 7.0]))  # z is just out of use: then y gives way
-    assert range_of_row(kink, 1, 6.0, 36.0, HIGHS, SolveOptions()) == pytest.approx((-7.0, 0.0), abs=1e-5)
-    assert range_of_row(kink, 1, 2.0, 36.0, HIGHS, SolveOptions()) == pytest.approx((0.0, 3.0), abs=1e-5)
+    assert range_of(kink, 1, 6.0, 36.0) == pytest.approx((-7.0, 0.0), abs=1e-5)
+    assert range_of(kink, 1, 2.0, 36.0) == pytest.approx((0.0, 3.0), abs=1e-5)
 
 
 def test_types_known_by_node_and_unlimited_ones_have_no_range() -> None:
