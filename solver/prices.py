@@ -8,7 +8,7 @@ steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,10 @@ _MOST_TRIES = 6
 
 # Logarithms of the lengths that a search along a line looks at, below the largest, and of its last step.
 _WIDEST, _NEAR_ENOUGH = 40.0, 0.02
+
+# A mixture may exceed limits by this share when they are this share lower than they are: Newton's method only
+# comes near to where they balance.
+_ROOM = 2.0 * _BALANCED
 
 # A bound above 0 by so much, relative to the worth of the limits, is one for more columns like those as well.
 _CLEARLY = 0.01
@@ -167,7 +171,7 @@ def parted(
     (R,) float or None
         None where some mixture of the columns keeps the limits, or no such prices were found.
     """
-    search = _Search(listed, duals, smoothing)
+    search = _Search(replace(listed, limits=(1.0 - _ROOM) * listed.limits), duals, smoothing)
     while search.t >= _SHARPEST and left_s() > 0:
         if search.best_value > _CLEARLY * float(search.best @ listed.limits):
             break
@@ -202,7 +206,7 @@ class _Search:
         self._is_first = True
 
     def step(self, most: FloatArray, left_s: Callable[[], float]) -> bool:
-        """Maximise at one smoothing; whether the mixture of columns there keeps the limits."""
+        """Maximise at one smoothing; whether a mixture of columns on the way nearly keeps the limits."""
         listed, t = self._listed, self.t * self._listed.scale
         near = _near(listed, self._duals, self._reduced, t) | self._also
         for _ in range(_MOST_TRIES):
@@ -225,7 +229,7 @@ class _Search:
 
 
 class _Soft:
-    """The bound with a soft minimum at smoothing `t`; `fits` once a mixture of columns keeps the limits."""
+    """The bound with a soft minimum at smoothing `t`; `fits` once a mixture nearly keeps the limits."""
 
     def __init__(self, listed: Listed, t: float) -> None:
         self._listed, self._t = listed, t
@@ -241,7 +245,7 @@ class _Soft:
         for _ in range(_NEWTON_STEPS):
             mean = np.add.reduceat(share[:, None] * usage, self._first, axis=0)
             slope = mean.sum(axis=0) - limits
-            self.fits |= bool((slope <= 0).all())
+            self.fits |= bool((slope <= _ROOM * limits).all())
             free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
             if left_s() <= 0 or not (np.abs(slope[free]) > _BALANCED * np.maximum(limits[free], 1.0)).any():
                 break
