@@ -22,6 +22,10 @@ _MOST_ROUNDS = 12
 # Share of the time limit that the search for prices leaves to the search for plans.
 _TIME_FOR_PLANS = 0.15
 
+# With one type, first prices come from the linear program of so many columns; of more, Newton's method is
+# faster.
+_MOST_SOLVED = 10_000
+
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
 
@@ -65,6 +69,11 @@ def converge(search: Search, stage: Stage) -> Priced | None:
         return None
     if not has_plan(search, stage) and is_impossible(search, stage):
         return None
+    if not search.mixes and len(columns) <= _MOST_SOLVED:
+        # These are all the columns there are, so this master is the last one.
+        master = _master(search, stage, columns)
+        if master is not None:
+            return _rounds(search, stage, columns, master.duals, master)
     two_short = len(stage.held) + (stage.money < 1.0) > 1
     guide = stage.allowed(search.pool if two_short else search.guide)
     is_hinted = bool(stage.held) and len(search.hint) + 1 == len(stage.limits)
@@ -73,7 +82,7 @@ def converge(search: Search, stage: Stage) -> Priced | None:
         duals = _near_hint(search, stage, guide, hint)
     else:
         duals = _by_sample(search, stage, guide, hint)
-    return _rounds(search, stage, columns, duals)
+    return _rounds(search, stage, columns, duals, None)
 
 
 def _by_sample(search: Search, stage: Stage, guide: Columns, hint: FloatArray | None) -> FloatArray:
@@ -168,11 +177,12 @@ def _alone(search: Search, stage: Stage, columns: Columns) -> tuple[Priced | Non
     return Priced(columns, lower, reduced, free, bound, chosen, split, 0.0), columns
 
 
-def _rounds(search: Search, stage: Stage, columns: Columns, duals: FloatArray) -> Priced:
-    """Alternate pricing and restricted master."""
+def _rounds(
+    search: Search, stage: Stage, columns: Columns, duals: FloatArray, master: Mastered | None
+) -> Priced:
+    """Alternate pricing and restricted master, from these prices, those of `master` if there is one."""
     active = stage.active
     best_bound, best_duals, best_lower = -np.inf, duals, np.zeros(search.servers.count)
-    master: Mastered | None = None
     near: Columns | None = None
     cheaper = True
     for _ in range(_MOST_ROUNDS):
