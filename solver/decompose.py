@@ -38,6 +38,7 @@ from solver.bounding import converge, has_plan, is_impossible
 from solver.check import score, violations
 from solver.closing import close
 from solver.errors import SolverError
+from solver.formulate import is_whole
 from solver.milp import SolveOptions, Termination
 from solver.packing import is_chain
 from solver.planning import find_plan
@@ -99,7 +100,8 @@ def decompose(
     """
     end = now() + (1.0 - _TIME_AFTER) * options.time_limit_s
     out = dominated(problem)
-    kept = np.flatnonzero(~out)
+    whole = is_whole(problem, serve_all=False)
+    kept = np.flatnonzero(~(dominated(problem, whole=True) if whole else out))
     reduced = keep(problem, kept)
 
     def left_s() -> float:
@@ -113,12 +115,12 @@ def decompose(
         return direct()
     first = Plan(np.zeros(len(kept), dtype=np.int64))
     if start is not None and not violations(problem, start):
-        first = onto(problem, kept, start)
+        first = onto(problem, kept, start, whole=whole)
     led = bool((score(reduced, first).served_share == 1.0).all())
 
     def baseline() -> Plan:
         nonlocal led
-        plan = onto(problem, kept, greedy(problem))
+        plan = onto(problem, kept, greedy(problem), whole=whole)
         led = is_better(reduced, first, plan)
         return plan
 
