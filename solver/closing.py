@@ -35,6 +35,10 @@ _TIME_TO_TRY, _TIME_AFTER_WIDENING = 0.25, 0.6
 _FIRST_REACH_OF_COST, _FIRST_REACH_OF_SERVICE, _FIRST_REACH_OF_MIX, _NEARLY = 0.125, 0.01, 0.01, 3.0
 _LEAST_STEP = 1e-4
 
+# Programs of fleets with one type and at most so many servers start from their plan: mostly there is a better
+# one. In larger fleets a row that asks for a better one proves sooner that there is none.
+_STARTED = 700
+
 # Columns of the first program; most mixes of a server to list.
 _FIRST_COLUMNS, _MOST_LISTED = 1_000, 500
 
@@ -59,12 +63,15 @@ class _Near:
         Subtracted from the value of a plan in `milp`.
     read : callable
         Plan of a point.
+    start : (n,) float or None
+        Point of the incumbent, where it has one.
     """
 
     milp: Milp | None
     reach: float
     shift: float
     read: Callable[[FloatArray], Plan]
+    start: FloatArray | None = None
 
 
 def close(
@@ -108,27 +115,37 @@ def _widen(
     pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
     reach = (_FIRST_REACH_OF_COST if is_cost else _FIRST_REACH_OF_SERVICE) * pace + bound - priced.bound
     most = _FIRST_COLUMNS
+    is_one_program = False
     if not search.mixes:
         most = MOST_COLUMNS
-        if search.is_closable or value - priced.bound <= _NEARLY * pace:
+        is_one_program = search.is_closable
+        if is_one_program or value - priced.bound <= _NEARLY * pace:
             reach = np.inf
     elif is_cost:
         reach = min(reach, _FIRST_REACH_OF_MIX * abs(priced.bound) / search.servers.count)
     while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
         rest = value - step - priced.bound
-        reach = min(reach, rest)
+        if not is_one_program:
+            reach = min(reach, rest)
         near = _within(search, stage, priced, reach, most)
         if near is None:
             break
         end = priced.bound + near.reach
         raw = None
         if near.milp is not None:
-            # A plan worth more than `end` by no more than a step is good enough with that as the bound.
-            most_worth = end + step if end + step < value else value - step
-            milp = below(near.milp, most_worth - near.shift) if np.isfinite(most_worth) else near.milp
+            milp, start, most_worth = near.milp, None, np.inf
+            if near.start is not None and end + step >= value and search.servers.count <= _STARTED:
+                start = near.start
+            else:
+                # A plan worth more than `end` by no more than a step is good enough with that as the bound.
+                most_worth = end + step if end + step < value else value - step
+            if np.isfinite(most_worth):
+                milp = below(milp, most_worth - near.shift)
+                end = min(end, most_worth)
             # With a mix, a wider program is often the easier one.
             share = _TIME_TO_TRY if search.mixes and reach < rest else 1.0
-            raw = search.solve(milp, relax=False, seconds=share * (search.left_s() - until_s))
+            seconds = share * (search.left_s() - until_s)
+            raw = search.solve(milp, relax=False, seconds=seconds, start=start)
         if raw is None or raw.termination is Termination.INFEASIBLE:
             bound = max(bound, min(end, value))
         else:
@@ -165,7 +182,9 @@ def _near_program(search: Search, stage: Stage, columns: Columns, reach: float) 
         taken[free] = x[: len(free)] > 0.5
         return search.plan_of(columns.take(taken))
 
-    return _Near(None if is_short else milp, reach, 0.0, read)
+    known = None if search.mixes else search.incumbent_in(stage, columns)
+    start = None if known is None else np.isin(free, known).astype(np.float64)
+    return _Near(None if is_short else milp, reach, 0.0, read, start)
 
 
 def _mixes_within(search: Search, stage: Stage, priced: Priced, reach: float, most: int) -> _Near | None:

@@ -64,7 +64,7 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     if len(chosen) < stage.active.sum():
         # Out of time before every server had a column.
         return None
-    known = _incumbent_in(search, stage, priced.columns)
+    known = search.incumbent_in(stage, priced.columns)
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
     listed = search.listed(stage, priced.columns)
@@ -273,19 +273,6 @@ def _matched(
         search.left_s,
     )
     if found is not None and not search.fits(stage, choice.columns.take(found)):
-        return None
-    return found
-
-
-def _incumbent_in(search: Search, stage: Stage, columns: Columns) -> IntArray | None:
-    """Columns of the last plan, and nothing for servers it left out; None where that breaks a limit."""
-    active = np.flatnonzero(stage.active)
-    empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
-    result = np.full(search.servers.count, -1, dtype=np.int64)
-    result[columns.server[empty]] = empty
-    result[search.incumbent.server] = places(columns, search.incumbent)
-    found = result[active]
-    if (found < 0).any() or not search.fits(stage, columns.take(found)):
         return None
     return found
 

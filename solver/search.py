@@ -310,6 +310,21 @@ class Search:
         unserved = 1.0 - score(problem, plan).served_share[server]
         return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
 
+    def incumbent_in(self, stage: Stage, columns: Columns) -> IntArray | None:
+        """Columns of the best plan, and nothing for servers it leaves out, shape (n,) of the active servers.
+
+        None where that breaks a limit, or is not all there.
+        """
+        active = np.flatnonzero(stage.active)
+        empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
+        result = np.full(self.servers.count, -1, dtype=np.int64)
+        result[columns.server[empty]] = empty
+        result[self.incumbent.server] = places(columns, self.incumbent)
+        found = result[active]
+        if (found < 0).any() or not self.fits(stage, columns.take(found)):
+            return None
+        return found
+
     def adopt(self, plan: Plan) -> None:
         """Take a plan that is better than the best one so far."""
         if is_better(self.problem, plan, self.plan_of(self.incumbent)):

@@ -2,13 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
 
-from solver import backends, bounding, planning
+from solver import backends, bounding, closing, planning
 from solver import decompose as decomposition
 from solver.backends.greedy import greedy
 from solver.check import score, violations
@@ -80,6 +81,46 @@ def test_decomposition_finds_the_brute_force_optimum() -> None:
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
 
 
+@pytest.mark.parametrize(
+    ("module", "limit"),
+    [
+        pytest.param(bounding, "_MOST_SOLVED", id="prices by Newton's method"),
+        pytest.param(closing, "_STARTED", id="a row asks for a better plan"),
+    ],
+)
+def test_what_large_fleets_are_solved_by_finds_the_optimum_of_small_ones(
+    module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, 0)
+    driver = backends.get("highs")
+    for seed in range(200):
+        problem = oracle.random_problem(seed)
+        best = oracle.best(problem).values
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == [], seed
+        assert values(problem, solved.plan) == pytest.approx(best, rel=1e-5, abs=1e-5), seed
+        for found, value in zip(solved.levels, best, strict=True):
+            assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+
+
+@pytest.mark.parametrize("started", [0, 700])
+def test_bounds_of_coarse_answers_are_below_the_optimum(
+    started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "_STARTED", started)
+    driver = backends.get("highs")
+    for stock, seed in itertools.product((1.6, 2.0, 2.5), range(12)):
+        problem = fleet(12, seed, mix=False, stock=stock)
+        exact = solve(problem, driver, EXACT)
+        for gap in (0.01, 0.03):
+            solved = decompose(problem, driver, replace(EXACT, relative_gap=gap))
+            for found, best in zip(solved.levels, exact.levels, strict=True):
+                small = 1e-5 * max(1.0, abs(best.value))
+                assert found.bound <= best.value + small, (stock, seed, gap)
+                if found.value > best.value + small:
+                    break  # the bounds of later levels are those of a worse earlier one
+
+
 def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -117,6 +158,7 @@ def test_beam_searches_alone_prove_a_fleet_with_a_mix(monkeypatch: pytest.Monkey
 def test_prices_of_a_held_level_start_near_the_best_ones(mix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a sample, along the prices of the level before: the bound of the whole relaxation is not far."""
     monkeypatch.setattr(bounding, "_SAMPLE", 20)
+    monkeypatch.setattr(bounding, "_MOST_SOLVED", 0)
     starts: list[float] = []
     search = bounding.ascend
 
