@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # From so many servers on the decomposition is the faster one, with a mix and with one type per server
 # (`benchmarks/fleet.py`).
 _MIX_FROM = 20
-_ONE_TYPE_FROM = 200
+_ONE_TYPE_FROM = 40
 
 
 class Method(StrEnum):
