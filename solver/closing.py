@@ -35,6 +35,10 @@ _TIME_TO_TRY, _TIME_AFTER_WIDENING = 0.25, 0.6
 _FIRST_REACH_OF_COST, _FIRST_REACH_OF_SERVICE, _FIRST_REACH_OF_MIX, _NEARLY = 0.125, 0.01, 0.01, 3.0
 _LEAST_STEP = 1e-4
 
+# With one type, a plan so many steps from the bound is far from the best. A program of all columns betters
+# it: at once, or with a level that is held, once one of the columns near the bound does not end in time.
+_FAR = 8.0
+
 # Programs of fleets with one type and at most so many servers start from their plan: mostly there is a better
 # one. In larger fleets a row that asks for a better one proves sooner that there is none.
 _STARTED = 700
@@ -116,9 +120,10 @@ def _widen(
     reach = (_FIRST_REACH_OF_COST if is_cost else _FIRST_REACH_OF_SERVICE) * pace + bound - priced.bound
     most = _FIRST_COLUMNS
     is_one_program = False
+    is_far = is_cost and not search.mixes and _FAR * pace < value - priced.bound < np.inf
     if not search.mixes:
         most = MOST_COLUMNS
-        is_one_program = search.is_closable
+        is_one_program = search.is_closable or (is_far and not stage.held)
         if is_one_program or value - priced.bound <= _NEARLY * pace:
             reach = np.inf
     elif is_cost:
@@ -134,7 +139,8 @@ def _widen(
         raw = None
         if near.milp is not None:
             milp, start, most_worth = near.milp, None, np.inf
-            if near.start is not None and end + step >= value and search.servers.count <= _STARTED:
+            is_started = is_one_program or (search.servers.count <= _STARTED and end + step >= value)
+            if is_started and near.start is not None:
                 start = near.start
             else:
                 # A plan worth more than `end` by no more than a step is good enough with that as the bound.
@@ -142,8 +148,9 @@ def _widen(
             if np.isfinite(most_worth):
                 milp = below(milp, most_worth - near.shift)
                 end = min(end, most_worth)
-            # With a mix, a wider program is often the easier one.
-            share = _TIME_TO_TRY if search.mixes and reach < rest else 1.0
+            # With a mix, a wider program is often the easier one; with one type, the whole one from the plan.
+            is_tried = reach < rest if search.mixes else is_far and not is_one_program
+            share = _TIME_TO_TRY if is_tried else 1.0
             seconds = share * (search.left_s() - until_s)
             raw = search.solve(milp, relax=False, seconds=seconds, start=start)
         if raw is None or raw.termination is Termination.INFEASIBLE:
@@ -153,6 +160,9 @@ def _widen(
         if raw is not None and raw.x is not None:
             value = min(value, raw.objective + near.shift)
             search.adopt(near.read(raw.x))
+        if is_far and not is_one_program and raw is not None and raw.termination is Termination.TIME_LIMIT:
+            is_one_program, reach = True, np.inf
+            continue
         if near.reach >= rest or (near.reach < reach and most == MOST_COLUMNS):
             break
         most = min(2 * most, MOST_COLUMNS)

@@ -11,11 +11,12 @@ import pytest
 
 from solver import backends, bounding, closing, planning
 from solver import decompose as decomposition
+from solver import search as searching
 from solver.backends.greedy import greedy
 from solver.check import score, violations
 from solver.decompose import decompose
 from solver.formulate import formulate, program
-from solver.milp import SolveOptions, Termination
+from solver.milp import Milp, RawSolution, SolveOptions, Termination
 from solver.prices import Listed
 from solver.pricing import Columns, Prices, Servers, mixtures, single_type
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy, SaturationPolicy
@@ -82,16 +83,19 @@ def test_decomposition_finds_the_brute_force_optimum() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "limit"),
+    "limits",
     [
-        pytest.param(bounding, "_MOST_SOLVED", id="prices by Newton's method"),
-        pytest.param(closing, "_STARTED", id="a row asks for a better plan"),
+        pytest.param([(bounding, "_MOST_SOLVED")], id="prices by Newton's method"),
+        pytest.param([(closing, "_STARTED")], id="a row asks for a better plan"),
+        pytest.param([(searching, "_CLOSABLE")], id="programs are widened"),
+        pytest.param([(searching, "_CLOSABLE"), (closing, "_FAR")], id="every plan is far from the bound"),
     ],
 )
 def test_what_large_fleets_are_solved_by_finds_the_optimum_of_small_ones(
-    module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+    limits: list[tuple[ModuleType, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, limit, 0)
+    for module, limit in limits:
+        monkeypatch.setattr(module, limit, 0)
     driver = backends.get("highs")
     for seed in range(200):
         problem = oracle.random_problem(seed)
@@ -119,6 +123,35 @@ def test_bounds_of_coarse_answers_are_below_the_optimum(
                 assert found.bound <= best.value + small, (stock, seed, gap)
                 if found.value > best.value + small:
                     break  # the bounds of later levels are those of a worse earlier one
+
+
+def test_a_far_plan_is_bettered_where_programs_near_the_bound_do_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(searching, "_CLOSABLE", 0)
+    monkeypatch.setattr(closing, "_FAR", 0)
+    monkeypatch.setattr(closing, "_STARTED", 0)
+    monkeypatch.setattr(planning, "_PLAN_COLUMNS", ())
+    monkeypatch.setattr(planning, "MOST_COLUMNS", 0)
+    late = 0
+    solved_by = Search.solve
+
+    def unfinished(search: Search, milp: Milp, **how: Any) -> RawSolution:
+        nonlocal late
+        raw = solved_by(search, milp, **how)
+        if how["relax"] or how.get("start") is not None or not (search.incumbent.unserved > 0).any():
+            return raw
+        late += 1
+        return replace(raw, termination=Termination.TIME_LIMIT, x=None, objective=np.nan, bound=-np.inf)
+
+    monkeypatch.setattr(Search, "solve", unfinished)
+    driver = backends.get("highs")
+    for seed in range(8):
+        problem = fleet(12, seed, mix=False, stock=0.7)
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == []
+        assert solved.levels[-1].termination is Termination.OPTIMAL, seed
+    assert late > 5
 
 
 def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
