@@ -237,6 +237,7 @@ def _nothing_recalled(_: AllocationProblem) -> None:
     """Remember no answer: every command line run is the first."""
 
 
+@collector_paused()
 def _solve(
     parsed: schema.Parsed,
     options: RequestOptions,

@@ -135,9 +135,10 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause the cycle collector: reading JSON makes many objects and no cycles.
+    """Pause the cycle collector: a request makes many objects and next to no cycles.
 
-    The collector would walk all of them again and again: more than half of the time for 10,000 servers.
+    The collector would walk all of them again and again: more than half of the time of reading 10,000
+    servers, and an eighth of that of sizing and solving them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
