@@ -369,8 +369,8 @@ class _Levels:
         raw = None if master is None else master.raw
         if master is None or raw is None or raw.x is None or raw.reduced_cost is None:
             return Duals(per_gpu, ranges)
-        whole = np.array([nodes is None for nodes in self.search.problem.inventory.nodes], dtype=bool)
-        rows = rows[(whole & (per_gpu > 0))[self.search.coupling.row_type[rows]]]
+        is_ranged = self.search.problem.inventory.is_pool & (per_gpu > 0)
+        rows = rows[is_ranged[self.search.coupling.row_type[rows]]]
         types = self.search.coupling.row_type[rows]
         line, place = on_the_line(master.milp, raw.x, raw.reduced_cost)
         limits = replace(self.search.options, time_limit_s=max(self.search.left_s(), 0.01))

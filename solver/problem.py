@@ -77,6 +77,11 @@ class Inventory:
     gpus: IntArray
     nodes: tuple[tuple[int, ...] | None, ...]
 
+    @property
+    def is_pool(self) -> BoolArray:
+        """Types that are not known node by node, shape (T,)."""
+        return np.array([nodes is None for nodes in self.nodes], dtype=bool)
+
 
 @dataclass(frozen=True)
 class ReplicaLimit:

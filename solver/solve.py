@@ -380,8 +380,7 @@ def _duals(
         per_gpu[there] = np.nan_to_num(per_gpu[there]) + np.maximum(-relaxed.row_dual[rows[there]], 0.0)
     if relaxed.x is None or relaxed.reduced_cost is None:
         return Duals(per_gpu, ranges)
-    whole = np.array([nodes is None for nodes in stage.problem.inventory.nodes], dtype=bool)
-    types = np.flatnonzero(whole & (per_gpu > 0))
+    types = np.flatnonzero(stage.problem.inventory.is_pool & (per_gpu > 0))
     line, place = on_the_line(milp, relaxed.x, relaxed.reduced_cost)
     rows = place[formulation.inventory_row[types]]
     limits = replace(options, time_limit_s=clock.left_s())
