@@ -154,6 +154,29 @@ def test_a_far_plan_is_bettered_where_programs_near_the_bound_do_not_end(
     assert late > 5
 
 
+def test_a_start_with_options_that_whole_servers_leave_out_is_taken_over() -> None:
+    for seed in range(8):
+        problem = fleet(8, seed, mix=False, stock=1.5)
+        one_type = replace(
+            problem,
+            gpu_types=problem.gpu_types[:1],
+            gpu_type=np.zeros_like(problem.gpu_type),
+            inventory=Inventory(np.array([NO_LIMIT]), (None,)),
+        )
+        out = dominated(one_type, whole=True) & ~dominated(one_type)
+        _, first = np.unique(one_type.option_server[out], return_index=True)
+        used = np.flatnonzero(out)[first]
+        replicas = np.zeros_like(one_type.option_server)
+        replicas[used] = one_type.replicas_needed[used]
+        cards = int((replicas * one_type.gpus).sum())
+        limited = replace(one_type, inventory=Inventory(np.array([cards]), (None,)))
+        assert len(used) > 1 and violations(limited, Plan(replicas)) == []
+        exact = solve(limited, backends.get("highs"), EXACT)
+        solved = decompose(limited, backends.get("highs"), EXACT, start=Plan(replicas))
+        assert violations(limited, solved.plan) == []
+        assert values(limited, solved.plan) == pytest.approx(values(limited, exact.plan), rel=1e-5)
+
+
 def test_beam_searches_on_small_systems_break_no_rule_and_keep_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
