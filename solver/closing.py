@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver.assignment import assigned
 from solver.cuts import with_serving_rows
 from solver.formulate import formulate, program
 from solver.listed import below, with_columns
@@ -85,6 +86,11 @@ def close(
 
     `step` is the least improvement worth looking for.
     """
+    value, bound, near = assigned(search, stage, priced, value, bound, step)
+    if not near.any():
+        return bool(np.isfinite(value)), bound
+    if not near.all():
+        priced = replace(priced, columns=priced.columns.take(near), reduced=priced.reduced[near])
     compact = search.mixes and search.is_closable
     # Where not everything can be served there are other stages to come.
     last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
@@ -140,7 +146,7 @@ def _widen(
         if near.milp is not None:
             milp, start, most_worth = near.milp, None, np.inf
             is_started = is_one_program or (search.servers.count <= _STARTED and end + step >= value)
-            if is_started and near.start is not None:
+            if is_cost and is_started and near.start is not None:
                 start = near.start
             else:
                 # A plan worth more than `end` by no more than a step is good enough with that as the bound.

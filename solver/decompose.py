@@ -62,6 +62,9 @@ _TIME_AFTER = 0.15
 # Relative differences below this are rounding: of sums, and between value and bound of a solved program.
 _TINY, _SOLVED = 1e-9, 1e-8
 
+# A level of whole steps below the value of a plan begins at so much of a step less.
+_NEXT = 1.0 - 1e-4
+
 # A bound above the value of a plan by more, relatively, is a mistake.
 _CONTRADICTION = 1e-5
 
@@ -348,7 +351,7 @@ class _Levels:
         bare_priced = replace(priced, lower=lower, reduced=reduced, bound=bare_bound)
         step = self.search.options.relative_gap * float(weight.sum() - value) if np.isfinite(value) else 0.0
         if self.search.steps_are_whole(weight, by_share=by_share):
-            step = max(step, 0.5 * float(weight.min()))
+            step = max(step, _NEXT * float(weight.min()))
         found, bound = close(self.search, bare, bare_priced, value, bound, step)
         return found, self.search.whole_steps(weight, bound, by_share=by_share)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver.assignment import is_always_tried
 from solver.beam import Effort, matched
 from solver.between import mixes_between
 from solver.pricing import mixtures
@@ -116,8 +117,9 @@ def _by_programs(
     servers = int((priced.chosen >= 0).sum())
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
     sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(nearest))
-    if search.is_closable:
-        # Programs of all columns, or the compact one, are as quick where they are small.
+    if search.is_closable or (is_cost and is_always_tried(search)):
+        # Programs of all columns, or the compact one, are as quick where they are small; and branch and bound
+        # over knapsacks is quicker.
         sizes = _PLAN_COLUMNS[:-1] if search.mixes else ()
     for count in sizes:
         if count > MOST_COLUMNS:

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-from solver import backends, bounding, closing, planning
+from solver import assignment, backends, bounding, closing, planning
 from solver import decompose as decomposition
 from solver import search as searching
 from solver.backends.greedy import greedy
@@ -65,6 +65,9 @@ def fleet(
     )
 
 
+compiled = pytest.mark.skipif(not assignment.IS_COMPILED, reason="installed without a C compiler")
+
+
 def values(problem: AllocationProblem, plan: Plan) -> tuple[float, ...]:
     return score(problem, plan).levels
 
@@ -82,6 +85,13 @@ def test_decomposition_finds_the_brute_force_optimum() -> None:
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
 
 
+@pytest.fixture
+def without_knapsacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As installed without a C compiler: small fleets with one type are closed as large ones are."""
+    monkeypatch.setattr(assignment, "IS_COMPILED", False)
+
+
+@pytest.mark.usefixtures("without_knapsacks")
 @pytest.mark.parametrize(
     "limits",
     [
@@ -107,6 +117,32 @@ def test_what_large_fleets_are_solved_by_finds_the_optimum_of_small_ones(
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
 
 
+@compiled
+def test_programs_after_one_node_over_knapsacks_keep_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the node leaves out is in no better plan."""
+    monkeypatch.setattr(assignment, "_NODES_OF_COST", 1)
+    monkeypatch.setattr(assignment, "_NODES_OF_SERVICE", 1)
+    left: list[float] = []
+    tried = closing.assigned
+
+    def counted(*given: Any) -> tuple[float, float, Any]:
+        result = tried(*given)
+        left.append(float(result[2].mean()))
+        return result
+
+    monkeypatch.setattr(closing, "assigned", counted)
+    driver = backends.get("highs")
+    for stock, seed in itertools.product((0.8, 1.2, 1.6, 2.0), range(12)):
+        problem = fleet(14, seed, mix=False, stock=stock)
+        exact = solve(problem, driver, EXACT)
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == []
+        assert values(problem, solved.plan) == pytest.approx(values(problem, exact.plan), rel=1e-5, abs=1e-5)
+        assert solved.termination is Termination.OPTIMAL
+    assert sum(0.0 < share < 1.0 for share in left) > 5
+
+
+@pytest.mark.usefixtures("without_knapsacks")
 @pytest.mark.parametrize("started", [0, 700])
 def test_bounds_of_coarse_answers_are_below_the_optimum(
     started: int, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +161,7 @@ def test_bounds_of_coarse_answers_are_below_the_optimum(
                     break  # the bounds of later levels are those of a worse earlier one
 
 
+@pytest.mark.usefixtures("without_knapsacks")
 def test_a_far_plan_is_bettered_where_programs_near_the_bound_do_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
