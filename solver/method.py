@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from solver.milp import Backend, SolveOptions
     from solver.problem import AllocationProblem, Plan
 
-# From so many servers on the decomposition is the faster one, with a mix and with one type per server
-# (`benchmarks/fleet.py`).
-_MIX_FROM = 20
-_ONE_TYPE_FROM = 40
+# From so many servers on the decomposition is the faster one (`benchmarks/fleet.py`).
+_DECOMPOSED_FROM = 20
 
 
 class Method(StrEnum):
@@ -79,7 +77,7 @@ def _solve(
     now: Callable[[], float],
 ) -> Solved:
     servers = len(problem.servers)
-    small = servers < (_ONE_TYPE_FROM if problem.policy.max_types == 1 else _MIX_FROM)
+    small = servers < _DECOMPOSED_FROM
     # The decomposition has no replicas that run whatever the demand.
     special = bool(problem.least.any())
     if names or method is Method.DIRECT or special or (method is Method.AUTO and small):
