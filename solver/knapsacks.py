@@ -105,7 +105,6 @@ class Assignment:
     loss_out: cython.double[::1]
     least: cython.double[::1]
     exact: cython.double
-    iterations: cython.Py_ssize_t
     # One knapsack.
     order: cython.longlong[::1]
     others: cython.longlong[::1]
@@ -212,7 +211,7 @@ class Assignment:
         open_bound = np.full(most_open, -_HUGE)
         open_u[0] = self.multipliers
         count, nodes, lowest = 1, 0, _HUGE
-        self.value, self.iterations = value, 0
+        self.value = value
         step = max(step, _LEAST_STEP * abs(value))
         least_step: cython.double = step
         before: cython.double
@@ -585,7 +584,6 @@ class Assignment:
         self.direction[:] = 0.0
         for iteration in range(iterations):
             bound = self._lagrangian()
-            self.iterations += 1
             for k in range(self.options):
                 if iteration == 0:
                     self.average[k] = self.taken[k]

@@ -1,6 +1,7 @@
 """The decomposition agrees with brute force and with the direct method, and its bounds are bounds."""
 
 import itertools
+import shutil
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -115,6 +116,10 @@ def test_what_large_fleets_are_solved_by_finds_the_optimum_of_small_ones(
         assert values(problem, solved.plan) == pytest.approx(best, rel=1e-5, abs=1e-5), seed
         for found, value in zip(solved.levels, best, strict=True):
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+
+
+def test_knapsacks_are_compiled_where_there_is_a_compiler() -> None:
+    assert assignment.IS_COMPILED or shutil.which("cc") is None
 
 
 @compiled

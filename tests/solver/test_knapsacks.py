@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
 
+from solver.assignment import IS_COMPILED
 from solver.backends import get
-from solver.knapsacks import IS_COMPILED, Assignment
 from solver.milp import Milp, SolveOptions, Termination
+
+if TYPE_CHECKING or IS_COMPILED:
+    from solver.knapsacks import Assignment
 
 if TYPE_CHECKING:
     from solver.milp import FloatArray, IntArray
 
-compiled = pytest.mark.skipif(not IS_COMPILED, reason="too slow where it is not compiled")
+pytestmark = pytest.mark.skipif(not IS_COMPILED, reason="installed without a C compiler")
 
 
 class System(NamedTuple):
@@ -73,11 +75,6 @@ def ceiling(system: System) -> float:
     return float(most.sum()) + 1.0 + abs(float(most.sum()))
 
 
-def test_it_is_compiled_where_there_is_a_compiler() -> None:
-    assert IS_COMPILED or shutil.which("cc") is None
-
-
-@compiled
 @pytest.mark.parametrize("seed", range(400))
 def test_finds_the_best_assignment(seed: int) -> None:
     system = random_system(seed)
@@ -137,7 +134,6 @@ def least_by_highs(system: System, option: int | None = None) -> float:
     return np.inf if raw.x is None else float(np.rint(raw.objective))  # costs are whole
 
 
-@compiled
 @pytest.mark.parametrize("seed", range(25))
 def test_agrees_with_an_integer_program(seed: int) -> None:
     system = tight_system(seed)
@@ -185,7 +181,6 @@ def with_option(system: System, option: int) -> tuple[System, float]:
     return rest, float(system.cost[option])
 
 
-@compiled
 @pytest.mark.parametrize("seed", range(60))
 def test_bounds_are_those_of_the_best_knapsacks(seed: int) -> None:
     """Also with profits in proportion to the weights, where many knapsacks are nearly the best."""
@@ -205,7 +200,6 @@ def test_bounds_are_those_of_the_best_knapsacks(seed: int) -> None:
             assert least[option] == pytest.approx(cost + by_dynamic_programming(rest, others), rel=1e-9)
 
 
-@compiled
 @pytest.mark.parametrize("seed", range(300))
 def test_bounds_hold_of_servers_with_two_options_in_a_pool(seed: int) -> None:
     system = random_system(seed)
@@ -219,7 +213,6 @@ def test_bounds_hold_of_servers_with_two_options_in_a_pool(seed: int) -> None:
             assert at_least <= min((w for w, p in every if option in p), default=np.inf) + 1e-9 * scale
 
 
-@compiled
 def test_options_of_a_server_in_one_pool_are_missed_once() -> None:
     """Without either of two options of 1 card the pool still has 1.9 by another server, not 1.8."""
     system = System(
@@ -234,7 +227,6 @@ def test_options_of_a_server_in_one_pool_are_missed_once() -> None:
     assert least[3] == pytest.approx(20.0 - 1.9)
 
 
-@compiled
 @pytest.mark.parametrize("seed", range(60))
 def test_plans_keep_the_capacities_with_several_options_in_a_pool(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -250,7 +242,6 @@ def test_plans_keep_the_capacities_with_several_options_in_a_pool(seed: int) -> 
     assert bound <= value
 
 
-@compiled
 @pytest.mark.parametrize("seed", range(100))
 def test_bound_holds_wherever_the_search_ends(seed: int) -> None:
     system = random_system(seed)
@@ -265,7 +256,6 @@ def test_bound_holds_wherever_the_search_ends(seed: int) -> None:
             assert value - bound <= step + 1e-7 * known or bound >= known - step
 
 
-@compiled
 def test_knapsacks_see_what_is_left_of_a_pool() -> None:
     """Two servers of 6 cards in a pool of 10: the relaxation serves 10/6 there, and no plan more than one."""
     system = System(
@@ -280,7 +270,6 @@ def test_knapsacks_see_what_is_left_of_a_pool() -> None:
     assert bound > 8.8
 
 
-@compiled
 def test_no_time_leaves_the_bound_of_the_root() -> None:
     system = tight_system(3)
     best = least_by_highs(system)
@@ -289,7 +278,6 @@ def test_no_time_leaves_the_bound_of_the_root() -> None:
     assert bound <= best
 
 
-@compiled
 def test_large_knapsacks_are_bounded_by_their_relaxation() -> None:
     """Weights of prices and capacities that need more states than are kept still give a bound."""
     rng = np.random.default_rng(7)
