@@ -28,9 +28,9 @@ _MOST_SERVERS, _FAR, _MOST_SERVERS_FAR = 500, 3.0, 1_500
 _NODES_OF_SERVICE, _NODES_OF_COST, _TIME = 10, 1_000, 0.2
 
 
-def is_always_tried(search: Search) -> bool:
-    """Whether `assigned` looks at every plan of the fleet, however near to the bound."""
-    return IS_COMPILED and not search.mixes and search.servers.count <= _MOST_SERVERS
+def is_always_tried(search: Search, stage: Stage, columns: Columns) -> bool:
+    """Whether `assigned` looks at these columns however near the plan is to the bound."""
+    return _is_tried(search, is_far=False) and _limited(stage, columns) is not None
 
 
 def assigned(
@@ -47,7 +47,8 @@ def assigned(
         Columns that a plan worth less than ``value - step`` may have; none where there is no such plan.
     """
     near = np.ones(len(priced.columns), dtype=bool)
-    limited = _limited(stage, priced.columns) if _is_tried(search, stage, value - bound, step) else None
+    is_far = stage.money == 1.0 and _FAR * step < value - bound < np.inf
+    limited = _limited(stage, priced.columns) if _is_tried(search, is_far=is_far) else None
     servers, place = np.unique(priced.columns.server, return_inverse=True)
     if limited is None or len(servers) < stage.active.sum() or not len(servers):
         return value, bound, near
@@ -65,6 +66,7 @@ def assigned(
     nodes = _NODES_OF_COST if stage.money == 1.0 else _NODES_OF_SERVICE
     most = np.zeros(len(servers))
     np.maximum.at(most, place, worth)
+    # Without a plan, more than any is worth.
     known = min(value, float(most.sum()) + 1.0 + 2.0 * step)
     until_s = (1.0 - _TIME) * search.left_s()
     plan, found, proven, at_least, _ = problem.solve(known, step, nodes, lambda: search.left_s() - until_s)
@@ -77,8 +79,7 @@ def assigned(
     return value, bound, near
 
 
-def _is_tried(search: Search, stage: Stage, gap: float, step: float) -> bool:
-    is_far = stage.money == 1.0 and _FAR * step < gap < np.inf
+def _is_tried(search: Search, *, is_far: bool) -> bool:
     is_small = search.servers.count <= (_MOST_SERVERS_FAR if is_far else _MOST_SERVERS)
     return IS_COMPILED and not search.mixes and is_small
 

@@ -71,7 +71,7 @@ class Assignment:
     pool_start : (P + 1,) int64
         Options of pool p are ``pool_start[p]:pool_start[p + 1]``.
     weight : (K,) int64
-        What an option takes of its pool, > 0.
+        What an option takes of its pool, >= 0; 0 only where the pool has room for all its options.
     cost : (K,) float
     capacity : (P,) int64
     multipliers : (n,) float
@@ -180,7 +180,7 @@ class Assignment:
         self._exclude(bound, 2.0 * _HUGE)
         return bound, np.maximum(self.least, bound)
 
-    def solve(self, value, step, most_nodes, left_s):
+    def solve(self, value, step: cython.double, most_nodes, left_s):
         """Search for a plan worth less than `value` by more than `step`, and a bound on all plans.
 
         Parameters
@@ -213,7 +213,6 @@ class Assignment:
         count, nodes, lowest = 1, 0, _HUGE
         self.value = value
         step = max(step, _LEAST_STEP * abs(value))
-        least_step: cython.double = step
         before: cython.double
         bound: cython.double
         is_root: cython.bint
@@ -223,7 +222,6 @@ class Assignment:
         start, of = np.asarray(self.of_start), np.asarray(self.of)
         self.least[:] = -_HUGE
         self.excluded_least = _HUGE
-        found = False
         while count and nodes < most_nodes and (nodes == 0 or left_s() > 0):
             place = int(np.argmin(open_bound[:count]))
             before = open_bound[place]
@@ -235,12 +233,10 @@ class Assignment:
             if place < count:
                 open_out[place], open_u[place] = open_out[count], open_u[count]
                 open_bound[place] = open_bound[count]
-            known = self.value
             is_root = nodes == 0
             with cython.nogil:
-                bound = self._node(least_step, before, is_root)
+                bound = self._node(step, before, is_root)
             nodes += 1
-            found = found or self.value < known
             if nodes == 1:
                 np.maximum(least, bound, out=np.asarray(self.root_least))
             bound = max(bound, before)
@@ -266,7 +262,7 @@ class Assignment:
             count = end
         lowest = min(lowest, self.excluded_least, float(open_bound[:count].min(initial=_HUGE)))
         bound = min(lowest, self.value)
-        plan = np.array(self.best_plan) if found else None
+        plan = np.array(self.best_plan) if self.value < value else None
         return plan, self.value, bound, np.asarray(self.root_least), nodes
 
     @cython.cfunc
@@ -565,7 +561,7 @@ class Assignment:
         patience: cython.Py_ssize_t,
         step: cython.double,
     ) -> cython.double:
-        """Raise the bound by subgradient steps; ends with the best multipliers and what they take.
+        """Raise the bound by subgradient steps, seeking plans on the way; ends with the best multipliers.
 
         Steps aim at a value above the best bound that comes closer where there is no progress (Goffin and
         Kiwiel 1999, doi:10.1007/s101070050084); `average` weighs the solutions as the volume algorithm does

@@ -117,7 +117,7 @@ def _by_programs(
     servers = int((priced.chosen >= 0).sum())
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
     sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(nearest))
-    if search.is_closable or (is_cost and is_always_tried(search)):
+    if search.is_closable or (is_cost and is_always_tried(search, stage, priced.columns)):
         # Programs of all columns, or the compact one, are as quick where they are small; and branch and bound
         # over knapsacks is quicker.
         sizes = _PLAN_COLUMNS[:-1] if search.mixes else ()

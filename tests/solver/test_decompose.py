@@ -123,6 +123,32 @@ def test_knapsacks_are_compiled_where_there_is_a_compiler() -> None:
 
 
 @compiled
+def test_rows_of_nodes_are_left_to_integer_programs() -> None:
+    """A replica of 2 cards takes of the row of its size and of that of single cards: no knapsack."""
+    plain = fleet(8, 0, mix=False, stock=1.0)
+    on_nodes = replace(
+        plain, inventory=Inventory(np.full(4, 8, dtype=np.int64), ((4, 4), (4, 4), (4, 4), (4, 4)))
+    )
+    tried = []
+    for problem in (plain, on_nodes):
+        whole = keep(problem, np.flatnonzero(~dominated(problem)))
+        search = Search(whole, backends.get("highs"), EXACT, lambda: 1.0, Plan(np.zeros_like(whole.gpus)))
+        stage = Stage(
+            search.servers,
+            search.coupling,
+            np.zeros(8),
+            np.zeros(8),
+            1.0,
+            (),
+            np.zeros(8),
+            np.ones(8, dtype=bool),
+            None,
+        )
+        tried.append(assignment.is_always_tried(search, stage, search.pool))
+    assert tried == [True, False]
+
+
+@compiled
 def test_programs_after_one_node_over_knapsacks_keep_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the node leaves out is in no better plan."""
     monkeypatch.setattr(assignment, "_NODES_OF_COST", 1)
