@@ -149,6 +149,37 @@ def test_rows_of_nodes_are_left_to_integer_programs() -> None:
 
 
 @compiled
+def test_what_knapsacks_leave_out_are_the_columns_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has options by pool, columns are by server: each comes back to where it was."""
+
+    class Dear:
+        def __init__(self, *given: Any) -> None:
+            self.cost = given[3]
+
+        def solve(self, value: float, step: float, *_: Any) -> tuple[Any, ...]:
+            return None, value, -np.inf, value - step + self.cost - np.median(self.cost), 1
+
+    looked = 0
+    tried = closing.assigned
+
+    def checked(search: Search, stage: Stage, priced: Any, value: float, *rest: float) -> tuple[Any, ...]:
+        nonlocal looked
+        result = tried(search, stage, priced, value, *rest)
+        if stage.money == 1.0 and np.isfinite(value):
+            looked += 1
+            worth = stage.worth(priced.columns)
+            clear = np.abs(worth - np.median(worth)) > 1e-6 * worth.max()
+            assert (result[2] == (worth < np.median(worth)))[clear].all()
+        return result
+
+    monkeypatch.setattr(assignment, "Assignment", Dear)
+    monkeypatch.setattr(closing, "assigned", checked)
+    for seed in range(4):
+        decompose(fleet(14, seed, mix=False, stock=2.0), backends.get("highs"), EXACT)
+    assert looked > 1
+
+
+@compiled
 def test_programs_after_one_node_over_knapsacks_keep_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the node leaves out is in no better plan."""
     monkeypatch.setattr(assignment, "_NODES_OF_COST", 1)
