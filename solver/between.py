@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from solver.pricing import Columns, Servers, mixtures
+from solver.mixtures import mixtures
+from solver.pricing import Columns, Servers
 from solver.problem import NO_LIMIT
 from solver.reduce import keep
 

@@ -12,7 +12,7 @@ from solver.cuts import with_serving_rows
 from solver.formulate import formulate, program
 from solver.listed import below, with_columns
 from solver.milp import Milp, Termination
-from solver.pricing import mixtures
+from solver.mixtures import mixtures
 from solver.problem import HOLD_TOLERANCE, levels
 from solver.search import MOST_COLUMNS
 

@@ -10,7 +10,7 @@ import numpy as np
 from solver.assignment import is_always_tried
 from solver.beam import Effort, matched
 from solver.between import mixes_between
-from solver.pricing import mixtures
+from solver.mixtures import mixtures
 from solver.repair import repaired
 from solver.search import MOST_COLUMNS, places
 

@@ -11,8 +11,9 @@ from scipy.sparse import csr_matrix
 
 from solver.check import score
 from solver.milp import Milp, SolveOptions
+from solver.mixtures import mixtures
 from solver.prices import Listed
-from solver.pricing import Columns, Servers, fractional, mixtures, single_type
+from solver.pricing import Columns, Servers, fractional, single_type
 from solver.problem import HOLD_TOLERANCE, Plan
 from solver.stage import Coupling, Stage
 from solver.starts import is_better

@@ -8,7 +8,8 @@ from numpy.random import default_rng
 
 from solver.between import mixes_between
 from solver.check import score
-from solver.pricing import Columns, Prices, Servers, mixtures
+from solver.mixtures import mixtures
+from solver.pricing import Columns, Prices, Servers
 from solver.problem import AllocationProblem, Plan, SaturationPolicy
 from solver.stage import Coupling
 

@@ -10,7 +10,8 @@ from solver import backends
 from solver.cuts import with_serving_rows
 from solver.formulate import formulate, program
 from solver.milp import Milp, SolveOptions, Termination
-from solver.pricing import Prices, Servers, mixtures
+from solver.mixtures import mixtures
+from solver.pricing import Prices, Servers
 from solver.problem import AllocationProblem, SaturationPolicy
 from solver.reduce import dominated, keep
 

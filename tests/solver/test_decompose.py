@@ -19,8 +19,8 @@ from solver.decompose import decompose
 from solver.formulate import formulate, program
 from solver.milp import Milp, RawSolution, SolveOptions, Termination
 from solver.prices import Listed
-from solver.pricing import Columns, Prices, Servers, mixtures, single_type
-from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy, SaturationPolicy
+from solver.pricing import Columns, Servers, single_type
+from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy
 from solver.reduce import dominated, keep
 from solver.search import Search
 from solver.solve import solve
@@ -408,66 +408,6 @@ def test_bound_is_that_of_the_whole_program_for_one_type() -> None:
     assert solved.levels[-1].bound <= solved.levels[-1].value
     assert solved.levels[-1].bound == pytest.approx(relaxed.objective, rel=1e-3)
     assert solved.levels[-1].bound <= relaxed.objective * (1.0 + 1e-9)
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_mixtures_match_enumeration_at_any_prices(partial: bool) -> None:
-    """Every column of a server is listed by brute force; the search finds the best and all near it."""
-    saturation = SaturationPolicy.PRIORITY_EXHAUSTIVE if partial else SaturationPolicy.NONE
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        problem = replace(
-            fleet(6, seed), policy=Policy(max_types=(2, 3, None)[seed % 3], saturation=saturation)
-        )
-        problem = replace(
-            problem,
-            min_replicas=rng.integers(0, 4, 6),
-            max_replicas=np.where(rng.random(6) < 0.5, rng.integers(4, 7, 6), NO_LIMIT),
-            capacity_rps=problem.arrival_rps[problem.option_server] / rng.uniform(0.8, 4.0, 36),
-        )
-        problem = keep(problem, np.flatnonzero(~dominated(problem)))
-        servers = Servers(problem)
-        prices = Prices(
-            replica=problem.cost_per_h * rng.uniform(0.5, 2.0, len(problem.cost_per_h)),
-            fixed=1.0,
-            unserved=rng.uniform(0.0, 20.0, 6),
-            unmet=rng.uniform(0.0, 1.0, 6),
-        )
-        found = mixtures(servers, np.arange(6), prices, np.ones(6), np.full(6, 0.3), lambda: 1.0)
-        for s in range(6):
-            every = enumerate_columns(servers, s, prices)
-            mine = np.sort(found.columns.take(found.columns.server == s).value(prices))
-            assert found.lower[s] == pytest.approx(every.min(), rel=1e-9, abs=1e-12)
-            near = np.sort(every[every < every.min() + 0.3])
-            assert set(np.round(near, 9)) <= set(np.round(mine, 9)), (seed, s)
-
-
-def enumerate_columns(servers: Servers, s: int, prices: Prices) -> np.ndarray:
-    """Worth of every column of one server without a superfluous replica, by trying all numbers."""
-    problem = servers.problem
-    options = np.flatnonzero(problem.option_server == s)
-
-    def unserved(replicas: np.ndarray) -> float:
-        share = float(problem.capacity_rps[options] @ replicas) / problem.arrival_rps[s]
-        if problem.min_replicas[s]:
-            share = min(share, replicas.sum() / problem.min_replicas[s])
-        return 0.0 if share > 1.0 - 1e-9 else 1.0 - share
-
-    worth = []
-    one_less = np.eye(len(options), dtype=np.int64)
-    for number in itertools.product(*(range(n + 1) for n in servers.most[options])):
-        replicas = np.array(number)
-        types = int((replicas > 0).sum())
-        if replicas.sum() > problem.max_replicas[s] or types > (problem.policy.max_types or types):
-            continue
-        left = unserved(replicas)
-        if not problem.policy.partial and types > 0 and left > 0:
-            continue
-        if left == 0 and any(unserved(replicas - one) == 0 for one in one_less[replicas > 0]):
-            continue
-        charge = prices.unserved[s] * left + prices.unmet[s] * (left > 0)
-        worth.append(float(prices.replica[options] @ replicas) + charge)
-    return np.array(worth)
 
 
 def test_single_type_columns_of_a_float_ceiling() -> None:

@@ -11,8 +11,9 @@ from solver.check import score, violations
 from solver.formulate import formulate, program
 from solver.listed import below, with_columns
 from solver.milp import SolveOptions, Termination
+from solver.mixtures import mixtures
 from solver.packing import is_chain
-from solver.pricing import Columns, Prices, Servers, mixtures
+from solver.pricing import Columns, Prices, Servers
 from solver.problem import AllocationProblem, SaturationPolicy
 from solver.reduce import dominated, keep
 from solver.stage import Coupling

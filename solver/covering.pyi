@@ -1,0 +1,26 @@
+from collections.abc import Callable, Sequence
+
+from solver.milp import BoolArray, FloatArray, IntArray
+
+IS_COMPILED: bool
+
+class Covering:
+    def __init__(
+        self,
+        by_option: Sequence[FloatArray],
+        numbers: Sequence[IntArray],
+        by_server: Sequence[FloatArray],
+        limits: Sequence[IntArray | BoolArray],
+        rounding: Sequence[float],
+        is_partial: bool,
+        merges: bool,
+        most_states: int,
+        most_plans: int,
+    ) -> None: ...
+    def search(
+        self, left_s: Callable[[], float]
+    ) -> tuple[
+        FloatArray,
+        FloatArray,
+        tuple[IntArray, FloatArray, FloatArray, IntArray, IntArray, IntArray, IntArray],
+    ]: ...
