@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from solver.mixtures import mixtures
 from solver.pricing import Columns, Servers
 from solver.problem import NO_LIMIT
 from solver.reduce import keep
+from solver.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,14 +85,15 @@ def mixes_between(
         most_columns=most_columns,
         tally=None if tally is None else tally[options],
     ).columns
-    replicas = csr_matrix(
-        (found.replicas.data, options[found.replicas.indices], found.replicas.indptr),
-        shape=(len(found), len(mean)),
-    )
-    of_server = csr_matrix(
-        (common[options], (problem.option_server[options], options)), shape=(servers.count, len(mean))
-    )
-    replicas = (replicas + of_server[found.server]).tocsr()
-    row = np.repeat(np.arange(len(found)), np.diff(replicas.indptr))
-    kept = np.bincount(row, servers.keeping_per_h[replicas.indices], minlength=len(found))
+    have = options[common[options] > 0]
+    by_server = have[np.argsort(problem.option_server[have], kind="stable")]
+    shape = (servers.count, len(mean))
+    of_server = Rows.of(problem.option_server[by_server], by_server, common[by_server], shape)
+    theirs, mine = of_server.take(found.server), found.replicas
+    place = np.r_[theirs.row * len(mean) + theirs.column, mine.row * len(mean) + options[mine.column]]
+    place, entry = np.unique(place, return_inverse=True)
+    row, option = np.divmod(place, len(mean))
+    number = np.bincount(entry, np.r_[theirs.value, mine.value]).astype(np.int64)
+    replicas = Rows.of(row, option, number, (len(found), len(mean)))
+    kept = np.bincount(row, servers.keeping_per_h[option], minlength=len(found))
     return Columns(found.server, replicas, servers.leaving_per_h[found.server] - kept, np.zeros(len(found)))

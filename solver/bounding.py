@@ -269,7 +269,7 @@ def _worth_keeping(
     """Drop mixes far from the bound, to bound memory; the columns of one type are few enough to stay."""
     if not search.mixes:
         return columns, reduced
-    kept = (reduced <= 4.0 * slack) | (np.diff(columns.replicas.indptr) <= 1)
+    kept = (reduced <= 4.0 * slack) | (columns.replicas.sizes <= 1)
     least = search.least(columns, reduced)
     kept[least[least >= 0]] = True
     return columns.take(kept), reduced[kept]

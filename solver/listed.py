@@ -125,11 +125,11 @@ def _points(
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Entries of the points of whole columns: column of the program, position in `columns`, value."""
     problem = servers.problem
-    used = columns.replicas.tocoo()
+    used = columns.replicas
     short = np.flatnonzero(columns.unserved > 0)
-    row = [formulation.option_column[used.col], formulation.unserved_column[columns.server[short]]]
+    row = [formulation.option_column[used.column], formulation.unserved_column[columns.server[short]]]
     column = [used.row, short]
-    value = [used.data.astype(np.float64), columns.unserved[short]]
+    value = [used.value.astype(np.float64), columns.unserved[short]]
     # The first accelerator that each server runs on, then the second ...: left where no replica is on it.
     width = max(len(problem.accelerators), 1)
     pair = problem.option_server * width + problem.option_accelerator
@@ -142,7 +142,7 @@ def _points(
         now[mine[rank == r]] = there[rank == r]
         current = now[columns.server]
         runs_on = np.where(current >= 0, columns.server * width + problem.current_accelerator[current], -1)
-        kept = np.bincount(used.row, pair[used.col] == runs_on[used.row], minlength=len(columns)) > 0
+        kept = np.bincount(used.row, pair[used.column] == runs_on[used.row], minlength=len(columns)) > 0
         left = np.flatnonzero((current >= 0) & ~kept)
         row.append(formulation.left_column[current[left]])
         column.append(left)

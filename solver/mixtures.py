@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from solver.pricing import Columns
 from solver.problem import DEMAND_TOLERANCE, NO_LIMIT
+from solver.rows import Rows
 
 try:
     from solver.covering import IS_COMPILED, Covering
@@ -475,8 +475,7 @@ class _Search:
     ) -> Priced:
         """Return plans of these servers; entries of `row` say how many replicas of an option one has."""
         servers, option = self.servers, self.option[server[row], position]
-        indptr = np.r_[0, np.cumsum(np.bincount(row, minlength=len(server)))]
-        sparse = csr_matrix((number, option, indptr), shape=(len(server), len(servers.problem.option_server)))
+        sparse = Rows.of(row, option, number, (len(server), len(servers.problem.option_server)))
         kept = np.bincount(row, servers.keeping_per_h[option], minlength=len(server))
         fixed = servers.leaving_per_h[self.which[server]] - kept
         lower, reach = np.full(servers.count, np.inf), np.full(servers.count, np.inf)

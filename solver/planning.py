@@ -80,7 +80,7 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         distance[places(priced.columns, taken)] = -np.inf
     nearest = np.argsort(distance, kind="stable")
     # Leaving a server out takes away excess wherever that is allowed.
-    empty = np.flatnonzero(np.diff(priced.columns.replicas.indptr) == 0)
+    empty = np.flatnonzero(priced.columns.replicas.sizes == 0)
     until_s = (1.0 - _TIME_TO_REPAIR) * search.left_s()
     for count in (_REPAIR_COLUMNS, len(nearest)):
         which = np.union1d(nearest[: count + len(chosen)], empty)
@@ -252,7 +252,7 @@ def _of_divided(search: Search, stage: Stage, priced: Priced, master: Mastered, 
         tally=tally,
     ).columns
     mine = priced.split[master.columns.server]
-    mean = master.columns.replicas[mine].T @ master.x[mine]
+    mean = master.columns.replicas.take(mine).weighted_sum(master.x[mine])
     between = mixes_between(
         search.servers, divided, mean, prices, reach, left_s, most_columns=most, tally=tally
     )

@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix, vstack
 
 from solver.problem import DEMAND_TOLERANCE, NO_LIMIT
+from solver.rows import Rows
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -34,7 +34,7 @@ class Columns:
     Attributes
     ----------
     server : (C,) int
-    replicas : (C, J) sparse int
+    replicas : (C, J) sparse
         Replicas of each option.
     fixed_per_h : (C,) float
         The part of the switching penalty that does not grow with replicas: accelerators left.
@@ -43,7 +43,7 @@ class Columns:
     """
 
     server: IntArray
-    replicas: csr_matrix
+    replicas: Rows
     fixed_per_h: FloatArray
     unserved: FloatArray
 
@@ -54,22 +54,22 @@ class Columns:
     def take(self, which: IntArray | BoolArray) -> Columns:
         """Return these columns only."""
         return Columns(
-            self.server[which], self.replicas[which], self.fixed_per_h[which], self.unserved[which]
+            self.server[which], self.replicas.take(which), self.fixed_per_h[which], self.unserved[which]
         )
 
     def joined(self, other: Columns) -> Columns:
         """Return both."""
         return Columns(
-            np.r_[self.server, other.server],
-            vstack([self.replicas, other.replicas], format="csr"),
-            np.r_[self.fixed_per_h, other.fixed_per_h],
-            np.r_[self.unserved, other.unserved],
+            np.concatenate([self.server, other.server]),
+            self.replicas.joined(other.replicas),
+            np.concatenate([self.fixed_per_h, other.fixed_per_h]),
+            np.concatenate([self.unserved, other.unserved]),
         )
 
     def value(self, prices: Prices) -> FloatArray:
         """Value of each column at `prices`, shape (C,)."""
         result: FloatArray = (
-            self.replicas @ prices.replica
+            self.replicas.times(prices.replica)
             + prices.fixed * self.fixed_per_h
             + prices.unserved[self.server] * self.unserved
             + prices.unmet[self.server] * (self.unserved > 0)
@@ -246,10 +246,8 @@ class Servers:
     def columns(self, server: IntArray, option: IntArray, replicas: IntArray) -> Columns:
         """Columns of one option each; option -1 is the empty one. Shapes (n,)."""
         used = option >= 0
-        indptr = np.r_[0, np.cumsum(used)]
-        sparse = csr_matrix(
-            (replicas[used], option[used], indptr), shape=(len(server), len(self.problem.option_server))
-        )
+        shape = (len(server), len(self.problem.option_server))
+        sparse = Rows.of(np.flatnonzero(used), option[used], replicas[used], shape)
         fixed = self.leaving_per_h[server].copy()
         fixed[used] -= self.keeping_per_h[option[used]]
         unserved = np.ones(len(server))

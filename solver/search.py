@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from solver.check import score
 from solver.milp import Milp, SolveOptions
@@ -15,6 +14,7 @@ from solver.mixtures import mixtures
 from solver.prices import Listed
 from solver.pricing import Columns, Servers, fractional, single_type
 from solver.problem import HOLD_TOLERANCE, Plan
+from solver.rows import Rows
 from solver.stage import Coupling, Stage
 from solver.starts import is_better
 
@@ -173,10 +173,11 @@ class Search:
     @cached_property
     def size(self) -> FloatArray:
         """Least share of the limits that serves each server, the rows added up, shape (S,)."""
-        taken = (self.guide.replicas @ self.coupling.usage) @ (1.0 / np.maximum(self.coupling.limit, 1.0))
+        taken = self.guide.replicas.times_rows(self.coupling.usage)
+        taken_share = taken @ (1.0 / np.maximum(self.coupling.limit, 1.0))
         size = np.full(self.servers.count, np.inf)
         served = self.guide.unserved == 0
-        np.minimum.at(size, self.guide.server[served], taken[served])
+        np.minimum.at(size, self.guide.server[served], taken_share[served])
         return np.where(np.isfinite(size), size, 0.0)
 
     def listed(self, stage: Stage, columns: Columns, limits: FloatArray | None = None) -> Listed:
@@ -295,8 +296,7 @@ class Search:
 
     def plan_of(self, columns: Columns) -> Plan:
         """Return the plan that these columns make."""
-        replicas = np.asarray(columns.replicas.sum(axis=0)).ravel()
-        return Plan(np.rint(replicas).astype(np.int64))
+        return Plan(np.rint(columns.replicas.weighted_sum()).astype(np.int64))
 
     def columns_of(self, plan: Plan) -> Columns:
         """Return the columns that a plan has, one of each server with an option."""
@@ -304,9 +304,9 @@ class Search:
         used = np.flatnonzero(plan.replicas)
         server = np.flatnonzero(self.has_option)
         row = np.searchsorted(server, problem.option_server[used])
-        replicas = csr_matrix(
-            (plan.replicas[used], (row, used)), shape=(len(server), len(problem.option_server))
-        )
+        order = np.argsort(row, kind="stable")
+        shape = (len(server), len(problem.option_server))
+        replicas = Rows.of(row[order], used[order], plan.replicas[used[order]], shape)
         keeping = np.bincount(row, self.servers.keeping_per_h[used], minlength=len(server))
         unserved = 1.0 - score(problem, plan).served_share[server]
         return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
@@ -317,7 +317,7 @@ class Search:
         None where that breaks a limit, or is not all there.
         """
         active = np.flatnonzero(stage.active)
-        empty = np.flatnonzero(np.diff(columns.replicas.indptr) == 0)
+        empty = np.flatnonzero(columns.replicas.sizes == 0)
         result = np.full(self.servers.count, -1, dtype=np.int64)
         result[columns.server[empty]] = empty
         result[self.incumbent.server] = places(columns, self.incumbent)
@@ -381,9 +381,9 @@ def lagrangian(lower: FloatArray, duals: FloatArray, limits: FloatArray) -> floa
 
 def keys(columns: Columns) -> IntArray:
     """Return a number for each column that equal columns share, shape (C,)."""
-    factor = np.random.default_rng(0).integers(1, 2**62, columns.replicas.shape[1])
+    factor = np.random.default_rng(0).integers(1, 2**62, columns.replicas.width)
     with np.errstate(over="ignore"):
-        keys: IntArray = columns.replicas.astype(np.int64) @ factor + columns.server
+        keys: IntArray = columns.replicas.hashed(factor) + columns.server
     return keys
 
 

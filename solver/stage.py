@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from solver.pricing import Prices
 from solver.problem import NO_LIMIT
+from solver.rows import Rows
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -36,7 +36,7 @@ class Coupling:
         Rows where one more card of the type is one more unit: the inventory and nodes for single cards.
     """
 
-    usage: csr_matrix
+    usage: Rows
     limit: FloatArray
     row_type: IntArray
     counts_cards: BoolArray
@@ -45,9 +45,7 @@ class Coupling:
     def tally(self) -> IntArray:
         """Number of each option, shape (J,): replicas with equal sums of these take the same of every row."""
         factor = np.random.default_rng(0).integers(1, 2**62, len(self.limit))
-        with np.errstate(over="ignore"):
-            result: IntArray = self.usage.astype(np.int64) @ factor
-        return result
+        return self.usage.hashed(factor)
 
     @classmethod
     def of(cls, problem: AllocationProblem) -> Coupling:
@@ -72,8 +70,9 @@ class Coupling:
                 types.append(t)
                 cards.append(size == 1)
         rows = np.stack(masks) if masks else np.zeros((0, len(problem.gpus)), dtype=bool)
+        option, row = np.nonzero(rows.T)
         return cls(
-            csr_matrix((rows * problem.gpus).T.astype(np.float64)),
+            Rows.of(option, row, problem.gpus[option].astype(np.float64), (len(problem.gpus), len(rows))),
             np.array(limits),
             np.array(types, dtype=np.int64),
             np.array(cards, dtype=bool),
@@ -134,14 +133,14 @@ class Stage:
         for held, dual in zip(self.held, duals[rows:], strict=True):
             unserved += dual * held.unserved
             unmet += dual * held.unmet
-        replica = self.money * self.servers.replica_cost_per_h + self.coupling.usage @ duals[:rows]
+        replica = self.money * self.servers.replica_cost_per_h + self.coupling.usage.times(duals[:rows])
         return Prices(replica, self.money, unserved, unmet)
 
     def usage(self, columns: Columns) -> FloatArray:
         """Take of each column of each limit, shape (C, R + H)."""
         server, short = columns.server, columns.unserved > 0
         held = [h.unserved[server] * columns.unserved + h.unmet[server] * short for h in self.held]
-        return np.column_stack([(columns.replicas @ self.coupling.usage).toarray(), *held])
+        return np.column_stack([columns.replicas.times_rows(self.coupling.usage), *held])
 
     def worth(self, columns: Columns) -> FloatArray:
         """Objective of each column, shape (C,)."""

@@ -30,6 +30,9 @@ TERMINATION = {
 # columns was in it for 30 s of a limit of 3 and is solved in 2.4 s without, one of 59,000 for 6 s of 2.
 _MOST_PRESOLVED = 30_000
 
+# Relaxations with more columns than so many times their rows go without, too: it takes half of their time.
+_WIDE = 2.75
+
 
 class Highs:
     """Branch and cut, and simplex for relaxations. Takes a start, a seed and a number of threads."""
@@ -54,6 +57,7 @@ def free_threads() -> None:
 def _drive(milp: Milp, options: SolveOptions) -> Outcome:
     """Run HiGHS once."""
     is_mip = bool(milp.integer.any()) and not options.relax
+    presolved = milp.columns <= (_MOST_PRESOLVED if is_mip else _WIDE * milp.rows)
     # A new object each time: HiGHS counts its time limit over all runs of one object.
     highs = highspy.Highs()
     for option, value in (
@@ -67,7 +71,7 @@ def _drive(milp: Milp, options: SolveOptions) -> Outcome:
         ("mip_heuristic_run_feasibility_jump", options.start is None),
         # Restarts throw away the cuts that prove hard fleets: some of 100 to 300 servers take twice as long.
         ("mip_allow_restart", False),
-        ("presolve", "off" if is_mip and milp.columns > _MOST_PRESOLVED else "choose"),
+        ("presolve", "choose" if presolved else "off"),
     ):
         _must(highs.setOptionValue(option, value), f"set {option} = {value}")
     _must(highs.passModel(_lp(milp, is_mip)), "take the program")

@@ -46,7 +46,7 @@ def searched(problem: AllocationProblem, seed: int) -> tuple[np.ndarray, Columns
     ).columns
     share = rng.uniform(0.0, 1.0, len(every))
     total = np.bincount(every.server, share, minlength=servers.count)
-    mean = every.replicas.T @ (share / total[every.server])
+    mean = every.replicas.weighted_sum(share / total[every.server])
     near = mixes_between(servers, which, mean, prices, reach, lambda: 1.0, most_columns=100_000, tally=None)
     return mean, near, every, prices
 
@@ -106,6 +106,6 @@ def test_of_mixes_that_take_the_same_one_is_enough() -> None:
         few = mixes_between(
             servers, which, mean, prices, reach, lambda: 1.0, most_columns=100_000, tally=tally
         )
-        sums = (near.replicas.astype(np.int64) @ tally, few.replicas.astype(np.int64) @ tally)
+        sums = (near.replicas.hashed(tally), few.replicas.hashed(tally))
         assert set(zip(near.server, sums[0], strict=True)) == set(zip(few.server, sums[1], strict=True))
         assert len(few) == len(set(zip(few.server.tolist(), sums[1].tolist(), strict=True)))

@@ -417,7 +417,7 @@ def test_single_type_columns_of_a_float_ceiling() -> None:
     )
     problem = replace(problem, inventory=Inventory(np.full(4, NO_LIMIT), (None,) * 4))
     columns: Columns = single_type(Servers(problem))
-    assert columns.replicas.data.max() == columns.replicas.data.min() == 100
+    assert columns.replicas.value.max() == columns.replicas.value.min() == 100
     mixed = replace(problem, policy=Policy(max_types=None))
     solved = decompose(mixed, backends.get("highs"), EXACT)
     assert solved.plan.replicas.sum() == 100

@@ -96,7 +96,7 @@ def test_listed_servers_change_no_optimum(best_of_equals: bool) -> None:
 def best_of_each(columns: Columns, prices: Prices, tally: np.ndarray) -> dict[tuple[int, int, bool], float]:
     """Least worth by server, tally, and whether something is unserved."""
     worth: dict[tuple[int, int, bool], float] = {}
-    keys = zip(columns.server, columns.replicas @ tally, columns.unserved > 0, strict=True)
+    keys = zip(columns.server, columns.replicas.hashed(tally), columns.unserved > 0, strict=True)
     for key, value in zip(keys, columns.value(prices), strict=True):
         worth[key] = min(worth.get(key, np.inf), float(value))
     return worth
@@ -137,7 +137,7 @@ def test_no_column_within_reach_has_more_replicas() -> None:
         worth, value = rng.uniform(0.0, 40.0, servers.count), columns.value(prices)
         near = columns.take(value < worth[columns.server])
         most = servers.most_below(prices, worth)
-        used = near.replicas.tocoo()
-        assert (used.data <= most[used.col]).all(), seed
+        used = near.replicas
+        assert (used.value <= most[used.column]).all(), seed
         limited += bool((most < servers.most).any())
     assert limited > 50

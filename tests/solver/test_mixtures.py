@@ -235,7 +235,7 @@ def test_with_tallies_both_searches_find_the_same(monkeypatch: pytest.MonkeyPatc
         mine, theirs = both(case, monkeypatch, tally=tally)
         found = []
         for columns in (mine.columns, theirs.columns):
-            sums = columns.replicas.astype(np.int64) @ tally
+            sums = columns.replicas.hashed(tally)
             keys = zip(columns.server.tolist(), sums.tolist(), (columns.unserved > 0).tolist(), strict=True)
             found.append(dict(zip(keys, columns.value(case.prices).tolist(), strict=True)))
             assert len(found[-1]) == len(columns), seed
@@ -252,7 +252,7 @@ def test_what_tallies_leave_out_is_bettered(way: None) -> None:
             continue
         coupling = Coupling.of(problem)
         every, few = case.found().columns, case.found(tally=coupling.tally).columns
-        taken = [(columns.replicas @ coupling.usage).toarray() for columns in (every, few)]
+        taken = [columns.replicas.times_rows(coupling.usage) for columns in (every, few)]
         worth = [columns.value(case.prices) for columns in (every, few)]
         for k, server in enumerate(every.server):
             same = few.server == server
