@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.packing import fits
-from solver.problem import NO_LIMIT, LevelKind, levels
+from solver.problem import NO_LIMIT, LevelKind
 
 if TYPE_CHECKING:
     from solver.milp import FloatArray
@@ -85,10 +85,11 @@ def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArra
     used = plan.replicas > 0
     taken = problem.option_server[used] * width + problem.option_accelerator[used]
     left = ~np.isin(problem.current_server * width + problem.current_accelerator, taken)
-    newly = used & np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     cost = problem.cost_per_h * plan.replicas
     left_cost = np.bincount(problem.current_server[left], problem.current_cost_per_h[left], minlength=count)
-    penalty: FloatArray = problem.policy.switching_factor * (left_cost + problem.per_server(cost * newly))
+    penalty: FloatArray = problem.policy.switching_factor * (
+        left_cost + problem.per_server(cost * problem.option_is_new)
+    )
     return penalty
 
 
@@ -105,8 +106,7 @@ def cost_alone_per_h(problem: AllocationProblem) -> FloatArray:
         found = current[order][spot] == option
         kept[found] = problem.current_cost_per_h[order][spot[found]]
     all_left = np.bincount(problem.current_server, problem.current_cost_per_h, minlength=len(problem.servers))
-    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
-    penalty = all_left[problem.option_server] - kept + np.where(newly, cost, 0.0)
+    penalty = all_left[problem.option_server] - kept + np.where(problem.option_is_new, cost, 0.0)
     result: FloatArray = cost + problem.policy.switching_factor * penalty
     return result
 
@@ -118,7 +118,7 @@ def score(problem: AllocationProblem, plan: Plan) -> Score:
     cost = float(problem.cost_per_h @ plan.replicas)
     penalty = float(switching_penalty_per_h(problem, plan).sum())
     values: list[float] = []
-    for level in levels(problem):
+    for level in problem.levels:
         mask = level.servers
         if level.kind is LevelKind.COST:
             values.append(cost + penalty)

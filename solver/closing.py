@@ -13,7 +13,7 @@ from solver.formulate import formulate, program
 from solver.listed import below, with_columns
 from solver.milp import Milp, Termination
 from solver.mixtures import mixtures
-from solver.problem import HOLD_TOLERANCE, levels
+from solver.problem import HOLD_TOLERANCE
 from solver.search import MOST_COLUMNS
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def close(
     if compact and bound < value - step and search.left_s() > until_s:
         nobody = np.zeros(search.servers.count, dtype=bool)
         milp, formulation, shift = _compact(search, stage, priced, nobody, value - priced.bound)
-        start = formulation.point(search.plan_of(search.incumbent)) if np.isfinite(value) else None
+        start = formulation.point(search.plan) if np.isfinite(value) else None
         raw = search.solve(milp, relax=False, seconds=search.left_s() - until_s, start=start)
         if raw.termination is not Termination.INFEASIBLE:
             bound = max(bound, min(raw.bound + shift, value))
@@ -243,7 +243,7 @@ def _compact(
     """
     everything = stage.reached is None
     reached = () if stage.reached is None else stage.reached
-    index = len(levels(search.problem)) - 1 if everything else len(reached)
+    index = len(search.problem.levels) - 1 if everything else len(reached)
     formulation = formulate(search.problem, serve_all=everything)
     milp = program(formulation, index, tuple(v + HOLD_TOLERANCE * max(1.0, abs(v)) for v in reached))
     if everything or not search.problem.policy.partial:

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +41,7 @@ from solver.formulate import is_whole
 from solver.milp import SolveOptions, Termination
 from solver.packing import is_chain
 from solver.planning import find_plan
-from solver.problem import HOLD_TOLERANCE, LevelKind, Plan, levels
+from solver.problem import HOLD_TOLERANCE, LevelKind, Plan
 from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep, onto
 from solver.search import Priced, Search, distinct, lagrangian
@@ -51,7 +50,7 @@ from solver.stage import Held, Stage
 from solver.starts import is_better
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from solver.milp import Backend, FloatArray
     from solver.problem import AllocationProblem, Level
@@ -168,9 +167,9 @@ class _Levels:
     search: Search
     baseline: Callable[[], Plan]
 
-    @cached_property
+    @property
     def levels(self) -> tuple[Level, ...]:
-        return levels(self.search.problem)
+        return self.search.problem.levels
 
     def run(self) -> _Found | None:
         """Solve every level; None where a case is left to the direct method."""
@@ -182,10 +181,7 @@ class _Levels:
         if priced is not None and not self._is_short(priced):
             found, bound = self._cheapest(stage, priced)
             if found:
-                plan = self.search.plan_of(self.search.incumbent)
-                results = [self._result(index, plan, floor) for index, floor in enumerate(floors)]
-                results.append(self._cost_level(plan, bound))
-                return _Found(plan, tuple(results), self._value(priced, None))
+                return self._found(floors, bound, self._value(priced, None))
         if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
             return None
         # Levels are held at what the best plan so far makes of them.
@@ -223,13 +219,15 @@ class _Levels:
         worst = level.kind is LevelKind.WORST_SHARE
         return 1.0 if worst else float(self.search.problem.weight[level.servers].sum())
 
-    def _cost_level(self, plan: Plan, bound: float) -> LevelResult:
+    def _found(self, bounds: Sequence[float], cost_per_h: float, value: GpuValue) -> _Found:
+        """Return the incumbent, with the bounds of the levels of service and of what options decide."""
         idle = ~self.search.has_option
-        bound += float(self.search.servers.leaving_per_h[idle].sum())
-        return self._result(len(self.levels) - 1, plan, bound)
+        cost_per_h += float(self.search.servers.leaving_per_h[idle].sum())
+        results = tuple(self._result(index, proven) for index, proven in enumerate((*bounds, cost_per_h)))
+        return _Found(self.search.plan, results, value)
 
-    def _result(self, index: int, plan: Plan, bound: float) -> LevelResult:
-        value = score(self.search.problem, plan).levels[index]
+    def _result(self, index: int, bound: float) -> LevelResult:
+        value = self.search.score.levels[index]
         if bound > value + _CONTRADICTION * max(1.0, abs(value)):
             raise SolverError(f"level {self.levels[index].name}: bound {bound} above the plan's {value}")
         # A bound is a sum in another order than the value; between equals only rounding is left.
@@ -298,8 +296,7 @@ class _Levels:
             if deferred and not (found or served):
                 return None
             first_short, served = first_short or priced, served or found
-            plan = self.search.plan_of(self.search.incumbent)
-            value = score(self.search.problem, plan).levels[len(bounds) - 1]
+            value = self.search.score.levels[len(bounds) - 1]
             reached[-1] = value
             if value <= bounds[-1] + HOLD_TOLERANCE:
                 largest = best
@@ -315,9 +312,7 @@ class _Levels:
         found, bound = (False, self._alone_per_h(stage)) if priced is None else self._cheapest(stage, priced)
         if deferred and not (found or served):
             return None
-        plan = self.search.plan_of(self.search.incumbent)
-        results = [self._result(index, plan, proven) for index, proven in enumerate(bounds)]
-        return _Found(plan, (*results, self._cost_level(plan, bound)), self._value(priced, first_short))
+        return self._found(bounds, bound, self._value(priced, first_short))
 
     def _is_short(self, priced: Priced | None) -> bool:
         """Whether the master could not keep its limits, in time to do something about it."""

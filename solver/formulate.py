@@ -20,7 +20,7 @@ import numpy as np
 from solver.check import cost_alone_per_h
 from solver.milp import Milp
 from solver.packing import is_chain, patterns
-from solver.problem import DEMAND_TOLERANCE, NO_LIMIT, Level, LevelKind, Plan, levels
+from solver.problem import DEMAND_TOLERANCE, NO_LIMIT, Level, LevelKind, Plan
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -255,7 +255,7 @@ def formulate(problem: AllocationProblem, *, serve_all: bool, names: bool = Fals
             _all_or_nothing_rows(builder, frame)
     inventory_row = _inventory_rows(builder, frame)
     single_card_row = _node_rows(builder, frame)
-    *services, last = levels(problem)
+    *services, last = problem.levels
     objectives = [_service_objective(builder, frame, level) for level in services]
     cost, left_column = _cost_objective(builder, frame, last, whole=whole)
     objectives.append(cost)
@@ -572,7 +572,6 @@ def _cost_objective(
         cost[frame.option_column] = cost_alone_per_h(problem) - factor * left_of[problem.option_server]
         return Objective(level, cost, factor * float(left_of.sum()), 0.0), left_column
 
-    newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
     width = max(len(problem.accelerators), 1)
     option_pair = problem.option_server * width + problem.option_accelerator
     current_pair = problem.current_server * width + problem.current_accelerator
@@ -594,6 +593,6 @@ def _cost_objective(
         frame.names("leave", problem.current_server[reachable]),
     )
     cost = np.zeros(builder.columns)
-    cost[frame.option_column] = problem.cost_per_h * (1.0 + factor * newly)
+    cost[frame.option_column] = problem.cost_per_h * (1.0 + factor * problem.option_is_new)
     cost[left] = leaving[reachable]
     return Objective(level, cost, offset, 0.0), left_column

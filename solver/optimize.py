@@ -21,7 +21,7 @@ from solver.explain import details, memory_warnings, not_served, not_taken, type
 from solver.limits import limit_warnings
 from solver.method import Method, solve_by
 from solver.milp import SolveOptions, Termination
-from solver.problem import LevelKind, levels
+from solver.problem import LevelKind
 from solver.report import Judged, to_report
 from solver.sizing import size_fleet
 from solver.solve import GpuValue, LevelResult, Solved, prefer_small_batches
@@ -302,7 +302,7 @@ def _baseline(problem: AllocationProblem) -> Solved:
     unknown = GpuValue.unknown(len(problem.gpu_types))
     results = tuple(
         LevelResult(level, value, 0.0 if level.kind is not LevelKind.COST else -np.inf, Termination.FEASIBLE)
-        for level, value in zip(levels(problem), worth, strict=True)
+        for level, value in zip(problem.levels, worth, strict=True)
     )
     nothing_out = np.zeros(len(problem.option_server), dtype=bool)
     return Solved(plan, results, nothing_out, unknown, "fleetopt", "", None)

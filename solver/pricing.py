@@ -141,8 +141,9 @@ class Servers:
     def replica_cost_per_h(self) -> FloatArray:
         """Cost of one replica with the penalty for newly taking up its accelerator, shape (J,)."""
         problem = self.problem
-        newly = np.isin(problem.option_server, problem.current_server) & ~problem.option_is_current
-        result: FloatArray = problem.cost_per_h * (1.0 + problem.policy.switching_factor * newly)
+        result: FloatArray = problem.cost_per_h * (
+            1.0 + problem.policy.switching_factor * problem.option_is_new
+        )
         return result
 
     @cached_property

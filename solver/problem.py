@@ -211,6 +211,14 @@ class AllocationProblem:
         result: BoolArray = np.isin(mine, self.current_server * width + self.current_accelerator)
         return result
 
+    @cached_property
+    def option_is_new(self) -> BoolArray:
+        """Whether the option's server runs now, and not on the option's accelerator, shape (J,)."""
+        runs = np.zeros(len(self.servers), dtype=bool)
+        runs[self.current_server] = True
+        result: BoolArray = runs[self.option_server] & ~self.option_is_current
+        return result
+
     def per_server(self, values: FloatArray | IntArray) -> FloatArray:
         """Sum values of options, shape (J,), by server, shape (S,)."""
         sums = np.bincount(self.option_server, values, minlength=len(self.servers))
@@ -226,6 +234,33 @@ class AllocationProblem:
         """Servers without load and without a minimum: served by nothing at all, shape (S,)."""
         result: BoolArray = (self.arrival_rps == 0) & (self.min_replicas == 0)
         return result
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The lexicographic objective, most important level first, cost last.
+
+        Servers that no option can serve are in no level: no decision changes their share.
+        """
+        has_option = np.zeros(len(self.servers), dtype=bool)
+        has_option[self.option_server] = True
+        demanding = has_option & ~self.needs_nothing
+        by_class = [(f"priority {p}", demanding & (self.priority == p)) for p in self.classes]
+        saturation = self.policy.saturation
+
+        result: list[Level] = []
+        if self.policy.partial and self.policy.delayed_best_effort:
+            result += [Level(LevelKind.UNMET, mask, name) for name, mask in by_class]
+        if saturation is SaturationPolicy.ROUND_ROBIN:
+            result += [
+                Level(kind, demanding, "all classes") for kind in (LevelKind.WORST_SHARE, LevelKind.UNSERVED)
+            ]
+        else:
+            kinds = [LevelKind.UNSERVED]
+            if saturation is SaturationPolicy.PRIORITY_ROUND_ROBIN:
+                kinds.insert(0, LevelKind.WORST_SHARE)
+            result += [Level(kind, mask, name) for name, mask in by_class for kind in kinds]
+        result = [level for level in result if level.servers.any()]
+        return (*result, Level(LevelKind.COST, np.ones(len(self.servers), dtype=bool), "cost"))
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -256,30 +291,3 @@ class Level:
     kind: LevelKind
     servers: BoolArray
     name: str
-
-
-def levels(problem: AllocationProblem) -> tuple[Level, ...]:
-    """Return the lexicographic objective, most important level first, cost last.
-
-    Servers that no option can serve are in no level: no decision changes their share.
-    """
-    has_option = np.zeros(len(problem.servers), dtype=bool)
-    has_option[problem.option_server] = True
-    demanding = has_option & ~problem.needs_nothing
-    by_class = [(f"priority {p}", demanding & (problem.priority == p)) for p in problem.classes]
-    saturation = problem.policy.saturation
-
-    result: list[Level] = []
-    if problem.policy.partial and problem.policy.delayed_best_effort:
-        result += [Level(LevelKind.UNMET, mask, name) for name, mask in by_class]
-    if saturation is SaturationPolicy.ROUND_ROBIN:
-        result += [
-            Level(kind, demanding, "all classes") for kind in (LevelKind.WORST_SHARE, LevelKind.UNSERVED)
-        ]
-    else:
-        kinds = [LevelKind.UNSERVED]
-        if saturation is SaturationPolicy.PRIORITY_ROUND_ROBIN:
-            kinds.insert(0, LevelKind.WORST_SHARE)
-        result += [Level(kind, mask, name) for name, mask in by_class for kind in kinds]
-    result = [level for level in result if level.servers.any()]
-    return (*result, Level(LevelKind.COST, np.ones(len(problem.servers), dtype=bool), "cost"))

@@ -16,11 +16,12 @@ from solver.pricing import Columns, Servers, fractional, single_type
 from solver.problem import HOLD_TOLERANCE, Plan
 from solver.rows import Rows
 from solver.stage import Coupling, Stage
-from solver.starts import is_better
+from solver.starts import precedes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from solver.check import Score
     from solver.milp import Backend, BoolArray, FloatArray, IntArray, RawSolution
     from solver.problem import AllocationProblem
 
@@ -112,8 +113,12 @@ class Search:
         What the backend said last.
     pool : Columns
         Columns to begin with: those of one type, and of the incumbents.
+    plan : Plan
+        The incumbent, the best plan so far.
+    score : Score
+        What it is worth.
     incumbent : Columns
-        The best plan so far, one column of each server with an option.
+        Its columns, one of each server with an option.
     basis : Columns
         What the last restricted master used.
     hint : (R + H - 1,) float
@@ -129,6 +134,8 @@ class Search:
     solver: str = ""
     version: str = ""
     pool: Columns = field(init=False)
+    plan: Plan = field(init=False)
+    score: Score = field(init=False)
     incumbent: Columns = field(init=False)
     basis: Columns = field(init=False)
     hint: FloatArray = field(init=False)
@@ -137,7 +144,7 @@ class Search:
         self.pool = self._of_one_type
         self.basis = self.pool.take(np.zeros(0, dtype=np.int64))
         self.hint = np.zeros(0)
-        self.incumbent = self.columns_of(self.start)
+        self._accept(self.start, score(self.problem, self.start))
 
     @cached_property
     def servers(self) -> Servers:
@@ -298,8 +305,7 @@ class Search:
         """Return the plan that these columns make."""
         return Plan(np.rint(columns.replicas.weighted_sum()).astype(np.int64))
 
-    def columns_of(self, plan: Plan) -> Columns:
-        """Return the columns that a plan has, one of each server with an option."""
+    def _accept(self, plan: Plan, score: Score) -> None:
         problem = self.problem
         used = np.flatnonzero(plan.replicas)
         server = np.flatnonzero(self.has_option)
@@ -308,8 +314,9 @@ class Search:
         shape = (len(server), len(problem.option_server))
         replicas = Rows.of(row[order], used[order], plan.replicas[used[order]], shape)
         keeping = np.bincount(row, self.servers.keeping_per_h[used], minlength=len(server))
-        unserved = 1.0 - score(problem, plan).served_share[server]
-        return Columns(server, replicas, self.servers.leaving_per_h[server] - keeping, unserved)
+        fixed_per_h = self.servers.leaving_per_h[server] - keeping
+        self.plan, self.score = plan, score
+        self.incumbent = Columns(server, replicas, fixed_per_h, 1.0 - score.served_share[server])
 
     def incumbent_in(self, stage: Stage, columns: Columns) -> IntArray | None:
         """Columns of the best plan, and nothing for servers it leaves out, shape (n,) of the active servers.
@@ -328,8 +335,9 @@ class Search:
 
     def adopt(self, plan: Plan) -> None:
         """Take a plan that is better than the best one so far."""
-        if is_better(self.problem, plan, self.plan_of(self.incumbent)):
-            self.incumbent = self.columns_of(plan)
+        worth = score(self.problem, plan)
+        if precedes(worth, self.score):
+            self._accept(plan, worth)
 
     def fits(self, stage: Stage, columns: Columns) -> bool:
         """Whether these columns together keep the limits."""

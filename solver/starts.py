@@ -22,6 +22,7 @@ from solver.reduce import keep
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from solver.check import Score
     from solver.milp import BoolArray, FloatArray, IntArray
     from solver.problem import AllocationProblem
 
@@ -129,7 +130,12 @@ def best_start(problem: AllocationProblem, running: Iterable[Running]) -> Plan |
 
 def is_better(problem: AllocationProblem, plan: Plan, other: Plan) -> bool:
     """Whether `plan` is better at the first level of the objective at which the two differ."""
-    for mine, theirs in zip(score(problem, plan).levels, score(problem, other).levels, strict=True):
+    return precedes(score(problem, plan), score(problem, other))
+
+
+def precedes(score: Score, other: Score) -> bool:
+    """Whether a plan of this score is better than one of the other."""
+    for mine, theirs in zip(score.levels, other.levels, strict=True):
         if abs(mine - theirs) > _SAME_VALUE * max(1.0, abs(theirs)):
             return mine < theirs
     return False
