@@ -74,8 +74,7 @@ def assigned(
         search.adopt(search.plan_of(priced.columns.take(order[plan])))
         value = min(value, found)
     near[order] = (at_least < found - step) & (proven < found - step)
-    if np.isfinite(value) or near.any():
-        bound = max(bound, min(proven, value))
+    bound = max(bound, min(proven, value) if np.isfinite(value) or near.any() else np.inf)
     return value, bound, near
 
 

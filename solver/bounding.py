@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.prices import along, ascend, parted
+from solver.problem import HOLD_TOLERANCE
 from solver.search import Mastered, Priced, distinct, lagrangian, places
 
 if TYPE_CHECKING:
@@ -62,18 +63,23 @@ def converge(search: Search, stage: Stage) -> Priced | None:
     """
     columns = stage.allowed(search.pool)
     active = np.flatnonzero(stage.active)
-    alone, columns = _alone(search, stage, columns)
-    if alone is not None:
-        return alone
+    if search.mixes or not stage.held:
+        # With a level held some servers are short, and what they leave has a price.
+        alone, columns = _alone(search, stage, columns)
+        if alone is not None:
+            return alone
     if len(np.unique(columns.server)) < len(active):
         return None
-    if not has_plan(search, stage) and is_impossible(search, stage):
-        return None
-    if not search.mixes and len(columns) <= _MOST_SOLVED:
+    if _is_one_program(search):
         # These are all the columns there are, so this master is the last one.
         master = _master(search, stage, columns)
+        if master is not None and master.short > HOLD_TOLERANCE and not has_plan(search, stage):
+            if _is_proof(search, stage, master.duals) or is_impossible(search, stage):
+                return None
         if master is not None:
             return _rounds(search, stage, columns, master.duals, master)
+    if not has_plan(search, stage) and is_impossible(search, stage):
+        return None
     two_short = len(stage.held) + (stage.money < 1.0) > 1
     guide = stage.allowed(search.pool if two_short else search.guide)
     is_hinted = bool(stage.held) and len(search.hint) + 1 == len(stage.limits)
@@ -83,6 +89,11 @@ def converge(search: Search, stage: Stage) -> Priced | None:
     else:
         duals = _by_sample(search, stage, guide, hint)
     return _rounds(search, stage, columns, duals, None)
+
+
+def _is_one_program(search: Search) -> bool:
+    """Whether the relaxation is solved at once: its columns are listed, and not too many."""
+    return not search.mixes and len(search.pool) <= _MOST_SOLVED
 
 
 def _by_sample(search: Search, stage: Stage, guide: Columns, hint: FloatArray | None) -> FloatArray:
@@ -128,16 +139,25 @@ def is_impossible(search: Search, stage: Stage) -> bool:
         return False
     zero = np.zeros(search.servers.count)
     bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
-    guide = stage.allowed(search.guide)
     most = 1.0 / np.maximum(limits, 1.0)
+    if _is_one_program(search):
+        excess = _master(search, bare, stage.allowed(search.pool), most)
+        return excess is not None and _is_proof(search, stage, excess.duals)
+    guide = stage.allowed(search.guide)
     few, room = _sample(search, stage, guide)
     duals = parted(search.listed(bare, few, room), 0.5 * most, most, _COLD, search.left_s)
     if duals is not None and len(few) < len(guide):
         duals = parted(search.listed(bare, guide), duals, most, _WARM, search.left_s)
-    if duals is None:
-        return False
+    return duals is not None and _is_proof(search, stage, duals)
+
+
+def _is_proof(search: Search, stage: Stage, duals: FloatArray) -> bool:
+    """Whether even the columns that take the least at these prices take more than there is."""
+    zero = np.zeros(search.servers.count)
+    bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
     lower, _ = search.lower(bare, stage.allowed(search.pool), stage.active, duals, zero)
-    return lagrangian(lower[stage.active], duals, limits) > _TINY * float(duals @ np.abs(limits))
+    worth = float(duals @ np.abs(stage.limits))
+    return lagrangian(lower[stage.active], duals, stage.limits) > _TINY * worth
 
 
 def _sample(search: Search, stage: Stage, columns: Columns) -> tuple[Columns, FloatArray]:
@@ -288,9 +308,11 @@ def _near(
     return columns.take(np.sort(np.argpartition(distance, most)[:most]))
 
 
-def _master(search: Search, stage: Stage, columns: Columns) -> Mastered | None:
+def _master(
+    search: Search, stage: Stage, columns: Columns, price: FloatArray | None = None
+) -> Mastered | None:
     """Solve the relaxation, with a price for what is beyond the limits."""
-    price = search.penalty(stage, columns)
+    price = search.penalty(stage, columns) if price is None else price
     milp, free = search.program_of(stage, columns, price=price, integer=False)
     raw = search.solve(milp, relax=True)
     if raw.x is None or raw.row_dual is None:
@@ -311,5 +333,6 @@ def _read(search: Search, columns: Columns, master: Mastered) -> tuple[IntArray,
     split = np.zeros(search.servers.count, dtype=bool)
     split[there] = most[there] < 1.0 - _INTEGRAL
     chosen = np.full(search.servers.count, -1, dtype=np.int64)
-    chosen[there] = places(columns, master.columns.take(main[there]))
+    taken = main[there]
+    chosen[there] = taken if master.columns is columns else places(columns, master.columns.take(taken))
     return chosen, split

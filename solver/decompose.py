@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver.assignment import is_always_tried
 from solver.backends.greedy import greedy
 from solver.bounding import converge, has_plan, is_impossible
 from solver.check import score, violations
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
+
+# Branch and bound for so few servers finds its first plan as soon as any other way.
+_FEW = 100
 
 # Relative differences below this are rounding: of sums, and between value and bound of a solved program.
 _TINY, _SOLVED = 1e-9, 1e-8
@@ -178,8 +182,10 @@ class _Levels:
         floors = tuple(self._floor(level) for level in self.levels[:-1])
         stage = self._cost_stage((), best, floors if best.any() else None)
         priced = converge(self.search, stage)
+        is_nearly = False
         if priced is not None and not self._is_short(priced):
             found, bound = self._cheapest(stage, priced)
+            is_nearly = bound == np.inf
             if found:
                 return self._found(floors, bound, self._value(priced, None))
         if any(level.kind is LevelKind.WORST_SHARE for level in self.levels):
@@ -188,7 +194,7 @@ class _Levels:
         self.search.adopt(self.baseline())
         self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
         found_by_level = self._by_level(defer=True) if priced is None else None
-        return found_by_level or self._by_level(defer=False)
+        return found_by_level or self._by_level(defer=False, is_nearly=is_nearly)
 
     def _cost_stage(
         self, held: tuple[Held, ...], largest_unserved: FloatArray, reached: tuple[float, ...] | None
@@ -213,6 +219,11 @@ class _Levels:
         if level.kind is LevelKind.WORST_SHARE:
             return float(share[level.servers].max())
         return float((self.search.problem.weight * share)[level.servers].sum())
+
+    def _unit(self, level: Level) -> float:
+        """What the value of a service level rises by at least when it is above the floor."""
+        weight, by_share = self.search.problem.weight[level.servers], level.kind is LevelKind.UNSERVED
+        return float(weight.min()) if self.search.steps_are_whole(weight, by_share=by_share) else 0.0
 
     def _everything(self, level: Level) -> float:
         """Value of a service level when nothing is served."""
@@ -241,11 +252,12 @@ class _Levels:
             ended = Termination.TIME_LIMIT if self.search.left_s() <= 0 else Termination.FEASIBLE
         return LevelResult(self.levels[index], value, bound, ended)
 
-    def _by_level(self, *, defer: bool) -> _Found | None:
+    def _by_level(self, *, defer: bool, is_nearly: bool = False) -> _Found | None:
         """Solve the levels in their order.
 
         With `defer`, a level is taken to reach the least that any plan can have unless prices prove the
-        opposite, and is left to the plan of a later level; None where no such plan was found.
+        opposite, and is left to the plan of a later level; None where no such plan was found. With
+        `is_nearly`, the relaxation can serve everything, and it is proven that no plan can.
         """
         least = self.search.servers.least_unserved
         largest = np.ones(len(least))
@@ -261,8 +273,9 @@ class _Levels:
             active |= level.servers
             by_share = level.kind is LevelKind.UNSERVED
             unserved, unmet = (weight, zero) if by_share else (zero, weight)
-            bounds.append(self._floor(level))
-            reached.append(bounds[-1])
+            floor = self._floor(level)
+            bounds.append(floor)
+            reached.append(floor)
             if not (level.servers & (largest > least)).any():
                 continue
             most = float(self.search.most_cost_per_h[active].sum())
@@ -280,10 +293,22 @@ class _Levels:
             )
             best = np.where(level.servers & (by_share | (least == 0)), least, largest)
             all_met = replace(stage, largest_unserved=best)
-            if defer and has_plan(self.search, all_met):
+            if has_plan(self.search, all_met):
                 largest = best
                 continue
-            if defer and self.search.left_s() > 0 and not is_impossible(self.search, all_met):
+            if is_nearly and (best == least).all():
+                # A server more is short than has to be: that is known without a search, and no GPU more
+                # makes a difference to the relaxation.
+                bounds[-1] += self._unit(level)
+                value = self.search.score.levels[len(bounds) - 1]
+                if value <= bounds[-1] + HOLD_TOLERANCE:
+                    reached[-1] = value
+                    held = (*held, Held(unserved, unmet, value + HOLD_TOLERANCE))
+                    self.search.hint = np.zeros(0)
+                    continue
+            # That not every level can be met is known.
+            is_open = defer and not (best == least).all() and self.search.left_s() > 0
+            if is_open and not is_impossible(self.search, all_met):
                 # No plan so far is known to meet it: one of a later level has to.
                 deferred, served, largest = True, False, best
                 continue
@@ -295,12 +320,13 @@ class _Levels:
             )
             if deferred and not (found or served):
                 return None
-            first_short, served = first_short or priced, served or found
+            served = served or found
             value = self.search.score.levels[len(bounds) - 1]
             reached[-1] = value
-            if value <= bounds[-1] + HOLD_TOLERANCE:
+            if value <= floor + HOLD_TOLERANCE:
                 largest = best
             else:
+                first_short = first_short or priced
                 held = (*held, Held(unserved, unmet, value + HOLD_TOLERANCE))
                 self.search.hint = np.zeros(0) if priced is None else priced.duals
             bounds[-1] = max(bounds[-1], bound)
@@ -379,11 +405,14 @@ class _Levels:
     def _cheapest(self, stage: Stage, priced: Priced) -> tuple[bool, float]:
         """Better the incumbent at the cost level; whether a plan was found, and the bound."""
         bound = priced.bound
-        columns = find_plan(
-            self.search, stage, priced, bound + 0.99 * self.search.options.relative_gap * abs(bound)
-        )
+        step = self.search.options.relative_gap * abs(bound)
+        if self.search.servers.count <= _FEW and is_always_tried(self.search, stage, priced.columns):
+            known = self.search.incumbent_in(stage, priced.columns)
+            columns = None if known is None else priced.columns.take(known)
+        else:
+            columns = find_plan(self.search, stage, priced, bound + 0.99 * step)
         value = np.inf if columns is None else float(stage.worth(columns).sum())
-        return close(self.search, stage, priced, value, bound, self.search.options.relative_gap * abs(bound))
+        return close(self.search, stage, priced, value, bound, step)
 
     def _close_enough(self, value: float, bound: float) -> bool:
         if np.isinf(value):

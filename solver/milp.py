@@ -116,10 +116,14 @@ class Milp:
         """Number of rows."""
         return len(self.row_lower)
 
+    @property
+    def row_of_entry(self) -> IntArray:
+        """Row of each entry of the matrix, shape (nnz,)."""
+        return np.repeat(np.arange(self.rows), np.diff(self.row_start))
+
     def row_activity(self, x: FloatArray) -> FloatArray:
         """``A x``, shape (m,)."""
-        row_of_entry = np.repeat(np.arange(self.rows), np.diff(self.row_start))
-        activity = np.bincount(row_of_entry, self.value * x[self.column], minlength=self.rows)
+        activity = np.bincount(self.row_of_entry, self.value * x[self.column], minlength=self.rows)
         return activity.astype(np.float64)
 
     def violation(self, x: FloatArray) -> float:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import bmat, coo_matrix, csr_matrix, diags, identity, kron
 
 from solver.milp import Milp, Termination
 
@@ -52,22 +51,29 @@ def ranges_of_rows(
     """
     if not len(rows):
         return np.zeros((0, 2))
-    row, worth = np.repeat(rows, 2), np.repeat(worths, 2)
-    blocks, count = len(row), 2 * len(rows) * milp.columns
-    matrix = csr_matrix((milp.value, milp.column, milp.row_start), shape=(milp.rows, milp.columns))
-    block = np.arange(blocks)
-    change = coo_matrix(
-        (np.full(blocks, -1.0), (block * milp.rows + row, block)), shape=(blocks * milp.rows, blocks)
+    moved, worth = np.repeat(rows, 2), np.repeat(worths, 2)
+    blocks, count = len(moved), 2 * len(rows) * milp.columns
+    block, priced = np.arange(blocks), np.flatnonzero(milp.objective)
+    # Of each block: the program's rows; the change of the limit, after all other columns; the line.
+    first, last, line = block * milp.columns, count + block, blocks * milp.rows + block
+    entries: list[tuple[IntArray, IntArray, FloatArray]] = [
+        (block[:, None] * milp.rows + milp.row_of_entry, first[:, None] + milp.column, milp.value),
+        (block * milp.rows + moved, last, np.full(blocks, -1.0)),
+        (line[:, None], first[:, None] + priced, milp.objective[priced] / worth[:, None]),
+        (line, last, np.ones(blocks)),
+    ]
+    row, column, entry = (
+        np.concatenate([part.ravel() for part in parts])
+        for parts in zip(*(np.broadcast_arrays(*entry) for entry in entries), strict=True)
     )
-    lines = kron(diags(1.0 / worth), csr_matrix(milp.objective[None, :]))
-    every = bmat([[kron(identity(blocks), matrix), change], [lines, identity(blocks)]], format="csr")
+    order = np.argsort(row, kind="stable")
     most = (value - milp.offset) / worth
     found = backend.solve(
         Milp(
             objective=np.r_[np.zeros(count), np.tile([1.0, -1.0], len(rows))],
-            row_start=every.indptr.astype(np.int64),
-            column=every.indices.astype(np.int64),
-            value=every.data,
+            row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=blocks * (milp.rows + 1)))],
+            column=column[order],
+            value=entry[order],
             row_lower=np.r_[np.tile(milp.row_lower, blocks), np.full(blocks, -np.inf)],
             row_upper=np.r_[
                 np.tile(milp.row_upper, blocks), most + _ON_THE_LINE * np.maximum(1.0, np.abs(most))
@@ -103,22 +109,21 @@ def on_the_line(milp: Milp, x: FloatArray, reduced_cost: FloatArray) -> tuple[Mi
     """
     costs = np.abs(milp.objective[milp.objective != 0])
     stays = np.abs(reduced_cost) > _OFF_THE_LINE * (float(np.median(costs)) if costs.size else 0.0)
-    matrix = csr_matrix((milp.value, milp.column, milp.row_start), shape=(milp.rows, milp.columns))
-    rest = matrix @ diags(np.where(stays, 0.0, 1.0))
-    rest.eliminate_zeros()
-    alone = (np.diff(rest.indptr) == 1) & (milp.row_lower == milp.row_upper)
-    stays[rest.indices[rest.indptr[:-1][alone]]] = True
-    taken = matrix @ np.where(stays, x, 0.0)
-    matrix = matrix[:, ~stays]
-    empty = np.diff(matrix.indptr) == 0
+    row = milp.row_of_entry
+    moves = ~stays[milp.column]
+    alone = (np.bincount(row[moves], minlength=milp.rows) == 1) & (milp.row_lower == milp.row_upper)
+    stays[milp.column[moves & alone[row]]] = True
+    moves = ~stays[milp.column]
+    taken = milp.row_activity(np.where(stays, x, 0.0))
+    sizes = np.bincount(row[moves], minlength=milp.rows)
+    empty = sizes == 0
     kept = ~empty | np.isneginf(milp.row_lower)
-    matrix = matrix[kept]
     upper = milp.row_upper - taken
     program = Milp(
         objective=milp.objective[~stays],
-        row_start=matrix.indptr.astype(np.int64),
-        column=matrix.indices.astype(np.int64),
-        value=matrix.data,
+        row_start=np.r_[0, np.cumsum(sizes[kept])],
+        column=(np.cumsum(~stays) - 1)[milp.column[moves]],
+        value=milp.value[moves],
         row_lower=(milp.row_lower - taken)[kept],
         # A row without columns is met; only rounding says otherwise.
         row_upper=np.where(empty, np.maximum(upper, 0.0), upper)[kept],

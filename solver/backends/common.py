@@ -14,7 +14,7 @@ from solver.milp import RawSolution, Termination
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from solver.milp import FloatArray, IntArray, Milp, SolveOptions
+    from solver.milp import FloatArray, Milp, SolveOptions
 
 # Small enough that the relative gap decides, large enough that the rounding of an objective near 0 does not
 # keep a search alive.
@@ -116,18 +116,13 @@ def solve(
     )
 
 
-def row_of_entry(milp: Milp) -> IntArray:
-    """Row index of each entry of the matrix, shape (nnz,)."""
-    return np.repeat(np.arange(milp.rows), np.diff(milp.row_start))
-
-
 def _without_a_solver(milp: Milp, options: SolveOptions) -> Outcome | None:
     """The outcome where no library is needed, because few of them take such programs.
 
     A row without coefficients decides by itself, so does an integer column without an integer between its
     bounds, and a program without columns has one point.
     """
-    empty = np.bincount(row_of_entry(milp)[milp.value != 0], minlength=milp.rows) == 0
+    empty = np.bincount(milp.row_of_entry[milp.value != 0], minlength=milp.rows) == 0
     if (empty & ((milp.row_lower > 0) | (milp.row_upper < 0))).any():
         return Outcome(Termination.INFEASIBLE, message="a row without coefficients excludes 0")
     no_integer = np.ceil(milp.column_lower - INTEGRALITY) > np.floor(milp.column_upper + INTEGRALITY)

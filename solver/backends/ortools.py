@@ -14,7 +14,7 @@ import ortools
 from ortools.math_opt import model_pb2
 from ortools.math_opt.python import mathopt
 
-from solver.backends.common import ABSOLUTE_GAP, Outcome, row_of_entry, solve
+from solver.backends.common import ABSOLUTE_GAP, Outcome, solve
 from solver.errors import SolverError
 from solver.milp import Termination
 
@@ -100,7 +100,7 @@ def _proto(milp: Milp, relax: bool) -> model_pb2.ModelProto:
     proto.linear_constraints.lower_bounds.extend(milp.row_lower.tolist())
     proto.linear_constraints.upper_bounds.extend(milp.row_upper.tolist())
 
-    row = row_of_entry(milp)
+    row = milp.row_of_entry
     order = np.lexsort((milp.column, row))  # MathOpt wants each row sorted by column
     order = order[milp.value[order] != 0]
     proto.linear_constraint_matrix.row_ids.extend(row[order].tolist())

@@ -15,7 +15,7 @@ import pyomo.environ as pe
 from pyomo.core.expr.numeric_expr import LinearExpression
 from pyomo.opt import SolverStatus, TerminationCondition
 
-from solver.backends.common import ABSOLUTE_GAP, INTEGRALITY, Outcome, row_of_entry, solve
+from solver.backends.common import ABSOLUTE_GAP, INTEGRALITY, Outcome, solve
 from solver.backends.highs import free_threads
 from solver.errors import InputError, Problem, SolverError
 from solver.milp import Termination
@@ -138,7 +138,7 @@ def _with_duals(outcome: Outcome, milp: Milp, model: pe.ConcreteModel) -> Outcom
     for side in (model.equal, model.lower, model.upper):
         for row, constraint in side.items():
             row_dual[row] += model.dual[constraint]
-    priced = np.bincount(milp.column, milp.value * row_dual[row_of_entry(milp)], minlength=milp.columns)
+    priced = np.bincount(milp.column, milp.value * row_dual[milp.row_of_entry], minlength=milp.columns)
     return replace(outcome, row_dual=row_dual, reduced_cost=milp.objective - priced)
 
 
