@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaincc, gammainccinv, gammaln
 
+from models.blocks import block_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from models.blocks import Block
     from models.laws import BoolArray, FloatArray, IntArray
 
 # The load that stands for none: small enough to make no difference, large enough not to underflow.
 SMALLEST = 1e-100
-
-# Weights below exp() of this times the anchor are as good as none.
-LOWEST_EXPONENT = -700.0
-ANCHOR_STRIDE = 64
 
 # Elements of a block's matrix, 0.5 MiB of float64: it and a copy fit a core's cache.
 BLOCK_ELEMENTS = 65_536
@@ -146,66 +145,6 @@ class State:
 
 
 @dataclass(frozen=True)
-class Block:
-    """The states 1..N-1 of servers with a similar N.
-
-    Attributes
-    ----------
-    rows : (m,) int
-        Which servers of the queue these are.
-    members : (m,) int
-        Their rows in `log_weight`, which is not copied when servers drop out.
-    log_weight : (M, W) float
-        log(p(n) / p(0)) at lambda = mu(N) for n = 1..W; -inf from n = N on.
-    sparse : (M, ceil(W / ANCHOR_STRIDE)) float
-        Every `ANCHOR_STRIDE`-th column of `log_weight`, side by side in memory.
-    basis : (2, W) float
-        1 and n for each column.
-    filled : int
-        So many of the first columns are finite in every row.
-    """
-
-    rows: IntArray
-    members: IntArray
-    log_weight: FloatArray
-    sparse: FloatArray
-    basis: FloatArray
-    filled: int
-
-    def sums(self, log_load: FloatArray, log_floor: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Sum up the weights p(n) / p(0), n = 1..N-1.
-
-        Parameters
-        ----------
-        log_load : (m,) float
-            log(lambda / mu(N)).
-        log_floor : (m,) float
-            Logarithm of the largest weight outside the block; the anchor is at least that.
-
-        Returns
-        -------
-        anchor : (m,) float
-            Logarithm of about the largest weight.
-        sums : (2, m) float
-            The sum of the weights and the sum of n x weight, both divided by exp(anchor).
-        """
-        count = self.basis[1]
-        # From one state to the next a weight changes by lambda / mu(n), far too little for the largest one to
-        # hide from exp()'s range between the states looked at here.
-        sparse = log_load[:, np.newaxis] * count[::ANCHOR_STRIDE]
-        sparse += self.sparse[self.members]
-        anchor = np.maximum(sparse.max(axis=1), log_floor)
-        weight = np.array((-anchor, log_load)).T @ self.basis
-        weight += self.log_weight[self.members]
-        # exp() is slow where it underflows: beyond N, and at the far end of a large batch.
-        least = min(weight[:, 0].min(), weight[:, self.filled - 1].min())
-        low = weight[:, 0 if least < LOWEST_EXPONENT else self.filled :]
-        np.maximum(low, LOWEST_EXPONENT, out=low)
-        np.exp(weight, out=weight)
-        return anchor, self.basis @ weight.T
-
-
-@dataclass(frozen=True)
 class BatchQueue:
     """g servers of the kind above, ready to be solved at any arrival rate.
 
@@ -254,17 +193,11 @@ class BatchQueue:
             ratio = service_s(rows, count)
             last = max_batch[rows] - 1
             full_rate_rps[rows] = max_batch[rows] / ratio[np.arange(len(rows)), last]
-            # log(mu(N) / mu(n)), summed over 1..n; at n = N the term is log 1.
+            # mu(N) / mu(n); at n = N it is 1, so the product up to N - 1 is that up to N.
             ratio *= full_rate_rps[rows, np.newaxis]
             ratio /= count
-            np.log(ratio, out=ratio)
-            log_weight = np.cumsum(ratio, axis=1, out=ratio)
-            log_full[rows] = log_weight[np.arange(len(rows)), last]
-            filled = int(last.min())
-            log_weight[:, filled:][count[filled:] > last[:, np.newaxis]] = -np.inf
-            sparse = np.ascontiguousarray(log_weight[:, ::ANCHOR_STRIDE])
-            basis = np.array((np.ones_like(count), count))
-            blocks.append(Block(rows, np.arange(len(rows)), log_weight, sparse, basis, filled))
+            block, log_full[rows] = block_of(rows, ratio, last)
+            blocks.append(block)
         return cls(
             max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(blocks)
         )
@@ -278,10 +211,7 @@ class BatchQueue:
             rows = position[block.rows]
             kept = np.flatnonzero(rows >= 0)
             if len(kept):
-                members = block.members[kept]
-                blocks.append(
-                    Block(rows[kept], members, block.log_weight, block.sparse, block.basis, block.filled)
-                )
+                blocks.append(block.take(rows[kept], kept))
         return BatchQueue(
             self.max_batch[index],
             self.max_queue[index],
@@ -295,17 +225,7 @@ class BatchQueue:
 
         A very low rate does not reach them. `count` is at most `ANCHOR_STRIDE`.
         """
-        blocks = tuple(
-            replace(
-                block,
-                log_weight=block.log_weight[:, :count],
-                sparse=block.sparse[:, :1],
-                basis=block.basis[:, :count],
-                filled=min(block.filled, count),
-            )
-            for block in self.blocks
-        )
-        return replace(self, blocks=blocks)
+        return replace(self, blocks=tuple(block.first(count) for block in self.blocks))
 
     def solve(self, arrival_rps: FloatArray) -> State:
         """Stationary state at an arrival rate.

@@ -11,12 +11,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import blocks
 from models.capacity import LOWEST_SHARE, LOWEST_STATES
 from models.queue import BatchQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from models.laws import FloatArray
     from models.queue import State
+
+
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=[
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(not blocks.IS_COMPILED, reason="installed without a C compiler"),
+            id="compiled",
+        ),
+        pytest.param(False, id="arrays"),
+    ],
+)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything with both ways to add up weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "IS_COMPILED", request.param)
+        yield
 
 
 def build(service_s: list[FloatArray], max_queue: list[int]) -> BatchQueue:

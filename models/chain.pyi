@@ -1,0 +1,8 @@
+from models.laws import FloatArray, IntArray
+
+IS_COMPILED: bool
+
+def sums(
+    ratio: FloatArray, member: IntArray, states: IntArray, log_load: FloatArray, log_floor: FloatArray
+) -> tuple[FloatArray, FloatArray]: ...
+def log_products(ratio: FloatArray, states: IntArray) -> FloatArray: ...
