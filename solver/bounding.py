@@ -46,6 +46,9 @@ _COLD, _HINTED, _WARM = 0.05, 0.003, 2e-4
 # of a level before, relative to values that these make large.
 _SHARPEST_OF_FEW, _SHARPEST, _SHARPEST_HINTED = 1e-5, 3e-5, 3e-4
 
+# Part of the gap asked for that the bound may stay below the master's value; the rest is left for the plan.
+_MET = 0.1
+
 # A round that changes neither the bound nor the master by more, relatively, is the last.
 _SMALL_STEP = 1e-7
 
@@ -252,9 +255,7 @@ def _met(search: Search, stage: Stage, master: Mastered | None, bound: float) ->
     """Whether the bound is near enough to the master's value, the least it could be."""
     if master is None:
         return False
-    # With few servers every digit of the bound helps to close the gap.
-    share = 0.25 if search.is_closable else 0.6
-    close = share * search.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
+    close = _MET * search.options.relative_gap * abs(master.value) + _TINY * max(1.0, abs(master.value))
     if stage.money < 1.0:
         close += 0.01 * search.money_room
         # Where servers are served whole, only the next sum of weights counts.
