@@ -23,10 +23,6 @@ _MOST_ROUNDS = 12
 # Share of the time limit that the search for prices leaves to the search for plans.
 _TIME_FOR_PLANS = 0.15
 
-# With one type, first prices come from the linear program of so many columns; of more, Newton's method is
-# faster.
-_MOST_SOLVED = 10_000
-
 # Servers in the sample that the first prices come from.
 _SAMPLE = 1000
 
@@ -73,13 +69,13 @@ def converge(search: Search, stage: Stage) -> Priced | None:
             return alone
     if len(np.unique(columns.server)) < len(active):
         return None
-    if _is_one_program(search):
+    if search.is_listed:
         # These are all the columns there are, so this master is the last one.
         master = _master(search, stage, columns)
-        if master is not None and master.short > HOLD_TOLERANCE and not has_plan(search, stage):
-            if _is_proof(search, stage, master.duals) or is_impossible(search, stage):
-                return None
         if master is not None:
+            is_short = master.short > HOLD_TOLERANCE and not has_plan(search, stage)
+            if is_short and (_is_proof(search, stage, master.duals) or is_impossible(search, stage)):
+                return None
             return _rounds(search, stage, columns, master.duals, master)
     if not has_plan(search, stage) and is_impossible(search, stage):
         return None
@@ -92,11 +88,6 @@ def converge(search: Search, stage: Stage) -> Priced | None:
     else:
         duals = _by_sample(search, stage, guide, hint)
     return _rounds(search, stage, columns, duals, None)
-
-
-def _is_one_program(search: Search) -> bool:
-    """Whether the relaxation is solved at once: its columns are listed, and not too many."""
-    return not search.mixes and len(search.pool) <= _MOST_SOLVED
 
 
 def _by_sample(search: Search, stage: Stage, guide: Columns, hint: FloatArray | None) -> FloatArray:
@@ -143,7 +134,7 @@ def is_impossible(search: Search, stage: Stage) -> bool:
     zero = np.zeros(search.servers.count)
     bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
     most = 1.0 / np.maximum(limits, 1.0)
-    if _is_one_program(search):
+    if search.is_listed:
         excess = _master(search, bare, stage.allowed(search.pool), most)
         return excess is not None and _is_proof(search, stage, excess.duals)
     guide = stage.allowed(search.guide)

@@ -306,13 +306,19 @@ class _Levels:
                     held = (*held, Held(unserved, unmet, value + HOLD_TOLERANCE))
                     self.search.hint = np.zeros(0)
                     continue
-            # That not every level can be met is known.
-            is_open = defer and not (best == least).all() and self.search.left_s() > 0
-            if is_open and not is_impossible(self.search, all_met):
-                # No plan so far is known to meet it: one of a later level has to.
-                deferred, served, largest = True, False, best
-                continue
-            priced = converge(self.search, stage) if self.search.left_s() > 0 else None
+            priced: Priced | None = None
+            if defer and not (best == least).all() and self.search.left_s() > 0:
+                if self.search.is_listed:
+                    priced = converge(self.search, stage)
+                    is_open = priced is not None and priced.bound <= floor + self.search.money_room
+                else:
+                    is_open = not is_impossible(self.search, all_met)
+                if is_open:
+                    # No plan so far is known to meet it: one of a later level has to. Not all levels can be.
+                    deferred, served, largest = True, False, best
+                    continue
+            if priced is None and self.search.left_s() > 0:
+                priced = converge(self.search, stage)
             if deferred and not served and self._is_short(priced):
                 return None
             found, bound = (

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # Most columns of one integer program.
 MOST_COLUMNS = 60_000
 
+# With one type, the linear program of so many columns is solved at once; of more, Newton's method is faster.
+_MOST_SOLVED = 10_000
+
 # Fleets of at most so many servers are small.
 _CLOSABLE = 300
 
@@ -373,6 +376,11 @@ class Search:
         whole = not by_share or not self.problem.policy.partial
         steps = weight / float(weight.min())
         return whole and not (np.abs(steps - np.rint(steps)) > 0).any()
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the relaxation of all columns is solved at once: they are listed, and not too many."""
+        return not self.mixes and len(self.pool) <= _MOST_SOLVED
 
     @property
     def is_closable(self) -> bool:

@@ -96,7 +96,7 @@ def without_knapsacks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "limits",
     [
-        pytest.param([(bounding, "_MOST_SOLVED")], id="prices by Newton's method"),
+        pytest.param([(searching, "_MOST_SOLVED")], id="prices by Newton's method"),
         pytest.param([(closing, "_STARTED")], id="a row asks for a better plan"),
         pytest.param([(searching, "_CLOSABLE")], id="programs are widened"),
         pytest.param([(searching, "_CLOSABLE"), (closing, "_FAR")], id="every plan is far from the bound"),
@@ -313,7 +313,7 @@ def test_beam_searches_alone_prove_a_fleet_with_a_mix(monkeypatch: pytest.Monkey
 def test_prices_of_a_held_level_start_near_the_best_ones(mix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a sample, along the prices of the level before: the bound of the whole relaxation is not far."""
     monkeypatch.setattr(bounding, "_SAMPLE", 20)
-    monkeypatch.setattr(bounding, "_MOST_SOLVED", 0)
+    monkeypatch.setattr(searching, "_MOST_SOLVED", 0)
     starts: list[float] = []
     search = bounding.ascend
 
