@@ -75,9 +75,7 @@ def expand_catalog(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
     prefix = f"$.{outer}" if outer is not None else "$"
     accelerator_path, accelerators = _items(system, "acceleratorData", "accelerators")
     model_path, models = _items(system, "modelData", "models")
-    if not any(_is_reference(a, "catalog") for a in accelerators) and not any(
-        _is_reference(m, PROFILE_KEY) for m in models
-    ):
+    if not (_have(accelerators, "catalog") or _have(models, PROFILE_KEY)):
         return document, []
 
     optimizer = _dict(_get(_dict(_get(system, "optimizerData")), "optimizer"))
@@ -324,6 +322,13 @@ def _find(item: Mapping[str, Any], name: str) -> str | None:
 def _get(item: Mapping[str, Any], name: str) -> Any:
     key = _find(item, name)
     return None if key is None else item[key]
+
+
+def _have(items: list[Any], name: str) -> bool:
+    """Whether one of these may be a reference; mostly all of them have the same keys."""
+    return any(
+        _find(dict.fromkeys(keys, 0), name) for keys in {tuple(i) for i in items if isinstance(i, dict)}
+    )
 
 
 def _is_reference(item: Any, name: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from solver.pricing import Columns
 from solver.problem import DEMAND_TOLERANCE, NO_LIMIT
-from solver.rows import Rows
+from solver.rows import Rows, starts
 
 try:
     from solver.covering import IS_COMPILED, Covering
@@ -220,9 +220,9 @@ class _Search:
         order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
         sizes = np.diff(end, prepend=0)
         first, sizes = (end - sizes)[order], sizes[order]
-        indptr = np.r_[0, np.cumsum(sizes)]
+        start = starts(sizes)
         row = np.repeat(np.arange(len(order)), sizes)
-        step = np.arange(len(row)) + (first - indptr[:-1])[row]
+        step = np.arange(len(row)) + (first - start[:-1])[row]
         return self._priced(server[order], unserved[order], row, position[step], number[step], threshold)
 
     def _stepwise(self, left_s: Callable[[], float], most_columns: int) -> Priced:

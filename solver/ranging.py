@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solver.milp import Milp, Termination
+from solver.rows import starts
 
 if TYPE_CHECKING:
     from solver.milp import Backend, FloatArray, IntArray, SolveOptions
@@ -71,7 +72,7 @@ def ranges_of_rows(
     found = backend.solve(
         Milp(
             objective=np.r_[np.zeros(count), np.tile([1.0, -1.0], len(rows))],
-            row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=blocks * (milp.rows + 1)))],
+            row_start=starts(np.bincount(row, minlength=blocks * (milp.rows + 1))),
             column=column[order],
             value=entry[order],
             row_lower=np.r_[np.tile(milp.row_lower, blocks), np.full(blocks, -np.inf)],
@@ -121,7 +122,7 @@ def on_the_line(milp: Milp, x: FloatArray, reduced_cost: FloatArray) -> tuple[Mi
     upper = milp.row_upper - taken
     program = Milp(
         objective=milp.objective[~stays],
-        row_start=np.r_[0, np.cumsum(sizes[kept])],
+        row_start=starts(sizes[kept]),
         column=(np.cumsum(~stays) - 1)[milp.column[moves]],
         value=milp.value[moves],
         row_lower=(milp.row_lower - taken)[kept],

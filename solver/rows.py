@@ -41,7 +41,7 @@ class Rows:
         cls, row: IntArray, column: IntArray, value: FloatArray | IntArray, shape: tuple[int, int]
     ) -> Self:
         """From entries in the order of their rows."""
-        return cls(_starts(np.bincount(row, minlength=shape[0])), column, value, shape[1])
+        return cls(starts(np.bincount(row, minlength=shape[0])), column, value, shape[1])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -60,7 +60,7 @@ class Rows:
     def take(self, which: IntArray | BoolArray) -> Self:
         """Return these rows only."""
         which = np.flatnonzero(which) if which.dtype == np.bool_ else which
-        start = _starts(self.sizes[which])
+        start = starts(self.sizes[which])
         entry = np.repeat(self.start[which] - start[:-1], np.diff(start))
         entry += np.arange(len(entry))
         return type(self)(start, self.column[entry], self.value[entry], self.width)
@@ -84,7 +84,7 @@ class Rows:
         """Multiply with sparse rows, shape (m, k): the product, with all its zeros, has the shape (n, k)."""
         sizes = other.sizes[self.column]
         mine = np.repeat(np.arange(len(sizes)), sizes)
-        its = np.arange(len(mine)) + np.repeat(other.start[self.column] - _starts(sizes)[:-1], sizes)
+        its = np.arange(len(mine)) + np.repeat(other.start[self.column] - starts(sizes)[:-1], sizes)
         place = self.row[mine] * other.width + other.column[its]
         product = _sums(place, self.value[mine] * other.value[its], len(self) * other.width)
         return product.reshape(len(self), other.width)
@@ -92,7 +92,7 @@ class Rows:
     def hashed(self, factor: IntArray) -> IntArray:
         """Multiply with whole numbers, shape (m,), modulo 2**64; shape (n,)."""
         with np.errstate(over="ignore"):
-            total = _starts(self.value.astype(np.int64, copy=False) * factor[self.column])
+            total = starts(self.value.astype(np.int64, copy=False) * factor[self.column])
             result: IntArray = np.diff(total[self.start])
         return result
 
@@ -103,8 +103,8 @@ class Rows:
         return result
 
 
-def _starts(sizes: IntArray) -> IntArray:
-    """Sums of all before each, and of all."""
+def starts(sizes: IntArray) -> IntArray:
+    """Return the sum of all before each, and of all: where the entries of each row start."""
     result = np.zeros(len(sizes) + 1, dtype=np.int64)
     np.cumsum(sizes, out=result[1:])
     return result

@@ -14,7 +14,7 @@ from solver.mixtures import mixtures
 from solver.prices import Listed
 from solver.pricing import Columns, Servers, fractional, single_type
 from solver.problem import HOLD_TOLERANCE, Plan
-from solver.rows import Rows
+from solver.rows import Rows, starts
 from solver.stage import Coupling, Stage
 from solver.starts import precedes
 
@@ -259,21 +259,26 @@ class Search:
         groups = int(position.max(initial=-1)) + 1
         beyond = np.zeros(0) if price is None else price
         relaxed = len(beyond)
-        take_column, take_row = np.nonzero(usage[free])
+        taken = usage[free]
+        take_column, take_row = np.nonzero(taken)
         row = np.concatenate([take_row, np.arange(relaxed), rows + position])
         column = np.concatenate([take_column, count + np.arange(relaxed), np.arange(count)])
-        value = np.concatenate([usage[free][take_column, take_row], np.full(relaxed, -1.0), np.ones(count)])
+        value = np.concatenate([taken[take_column, take_row], np.full(relaxed, -1.0), np.ones(count)])
         order = np.argsort(row, kind="stable")
+        row_lower, row_upper = np.ones(rows + groups), np.ones(rows + groups)
+        row_lower[:rows], row_upper[:rows] = -np.inf, left
+        column_upper, is_integer = np.ones(count + relaxed), np.full(count + relaxed, integer)
+        column_upper[count:], is_integer[count:] = np.inf, False
         milp = Milp(
-            objective=np.r_[worth[free], beyond],
-            row_start=np.r_[0, np.cumsum(np.bincount(row, minlength=rows + groups))],
+            objective=np.concatenate([worth[free], beyond]),
+            row_start=starts(np.bincount(row, minlength=rows + groups)),
             column=column[order],
             value=value[order],
-            row_lower=np.r_[np.full(rows, -np.inf), np.ones(groups)],
-            row_upper=np.r_[left, np.ones(groups)],
+            row_lower=row_lower,
+            row_upper=row_upper,
             column_lower=np.zeros(count + relaxed),
-            column_upper=np.r_[np.ones(count), np.full(relaxed, np.inf)],
-            integer=np.r_[np.full(count, integer), np.zeros(relaxed, dtype=bool)],
+            column_upper=column_upper,
+            integer=is_integer,
             offset=float(worth[fixed].sum()),
         )
         return milp, free

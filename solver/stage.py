@@ -123,8 +123,7 @@ class Stage:
     @cached_property
     def limits(self) -> FloatArray:
         """Limits of the coupling rows, then of the held levels, shape (R + H,)."""
-        result: FloatArray = np.r_[self.coupling.limit, [held.limit for held in self.held]]
-        return result
+        return np.concatenate([self.coupling.limit, [held.limit for held in self.held]])
 
     def prices(self, duals: FloatArray) -> Prices:
         """Return what replicas and unserved shares are charged at duals of `limits`."""
