@@ -30,9 +30,10 @@ _SAMPLE = 1000
 # relative to the value of all servers.
 _SLACK, _SLACK_OF_ALL = 0.001, 0.5
 
-# Columns of the restricted master beside the best of each server: at least these, and so many for each.
-_MASTER_COLUMNS = 2_000
-_MASTER_COLUMNS_EACH = 1.0
+# Columns of the restricted master beside the best of each server: at least these, and so many for each. Where
+# so few servers are there that no beam search looks for a plan, it is found among these.
+_MASTER_COLUMNS, _MASTER_COLUMNS_EACH = 600, 1.0
+_MASTER_COLUMNS_OF_FEW, _FEW = 2_000, 40
 
 # Smoothing of the bound where the search for prices starts: with no prices yet, along those of the level
 # before, and near good ones.
@@ -291,7 +292,8 @@ def _near(
     search: Search, stage: Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
 ) -> Columns:
     """Return the columns that the least change of prices makes best, and the best of every server."""
-    most = servers + max(_MASTER_COLUMNS, int(_MASTER_COLUMNS_EACH * servers))
+    beside = _MASTER_COLUMNS_OF_FEW if servers < _FEW else _MASTER_COLUMNS
+    most = servers + max(beside, int(_MASTER_COLUMNS_EACH * servers))
     if len(columns) <= most:
         return columns
     least = search.least(columns, reduced)

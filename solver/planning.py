@@ -45,11 +45,14 @@ _EFFORTS = (
 )
 _EFFORTS_OF_FEW = (
     Effort(0.3, 0.5, 100, 200),
-    Effort(0.1, 0.3, 300, 500, room=3.0),
     Effort(0.3, 0.5, 100, 200, room=10.0),
+    Effort(0.1, 0.3, 300, 500, room=3.0),
 )
 _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
+
+# What closes the gap of a small fleet betters a plan so many gaps from the bound sooner than a beam search.
+_NEARLY_GOOD = 1.25
 
 # Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
 # may be above the bound, and how many at most.
@@ -150,8 +153,9 @@ def _by_beams(
 ) -> tuple[Columns | None, float]:
     """Better a plan by beam searches until one is good, or all were tried."""
     choice: _Choice | None = None
+    enough = priced.bound + (_NEARLY_GOOD if search.is_closable else 1.0) * (good - priced.bound)
     for effort in _efforts(search):
-        if value <= good or search.left_s() <= 0:
+        if value <= enough or search.left_s() <= 0:
             break
         room = effort.room * (good - priced.bound)
         if choice is None or choice.room != room:

@@ -337,6 +337,7 @@ def test_prices_of_a_held_level_start_near_the_best_ones(mix: bool, monkeypatch:
 def test_two_short_levels_are_proven_short_from_a_sample_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A level is taken to be short exactly where no mixture of the columns meets it."""
     monkeypatch.setattr(bounding, "_SAMPLE", 20)
+    monkeypatch.setattr(searching, "_MOST_SOLVED", 0)
     said: list[tuple[int, bool, bool]] = []
     is_impossible = decomposition.is_impossible
 
@@ -353,6 +354,63 @@ def test_two_short_levels_are_proven_short_from_a_sample_and_all(monkeypatch: py
         assert violations(problem, solved.plan) == []
     assert {(held > 0, infeasible) for held, _, infeasible in said} >= {(False, True), (True, True)}
     assert [impossible for _, impossible, _ in said] == [infeasible for *_, infeasible in said]
+
+
+def test_a_level_that_nearly_everything_meets_is_proven_without_a_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three servers of two cards each and two types of three: the relaxation serves all, a plan two."""
+    problem = fleet(3, 0)
+    kept = np.flatnonzero(np.isin(problem.option_accelerator, [0, 2]))
+    problem = replace(
+        keep(problem, kept),
+        arrival_rps=np.ones(3),
+        capacity_rps=np.full(6, 0.5),
+        cost_per_h=np.arange(1.0, 7.0),
+        priority=np.ones(3, dtype=np.int64),
+        inventory=Inventory(np.array([3, 3, 0, 0]), (None,) * 4),
+    )
+    levels: list[bool] = []
+    converge = decomposition.converge
+
+    def counted(search: Search, stage: Stage) -> object:
+        levels.append(stage.money < 1.0)
+        return converge(search, stage)
+
+    monkeypatch.setattr(decomposition, "converge", counted)
+    solved = decompose(problem, backends.get("highs"), EXACT)
+    assert [(r.value, r.bound) for r in solved.levels[:-1]] == [(1.0, 1.0)]
+    assert solved.termination is Termination.OPTIMAL
+    assert solved.levels[-1].value == oracle.best(problem).values[-1]
+    # A third of a server more would not make a whole one.
+    assert np.nan_to_num(solved.value_of_gpu.unserved).tolist() == [0.0] * 4
+    assert any(levels) != assignment.IS_COMPILED
+
+
+def test_the_first_level_that_is_short_says_what_a_gpu_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first one that had to be solved."""
+    solved_levels: dict[int, Any] = {}
+    converge = decomposition.converge
+
+    def recorded(search: Search, stage: Stage) -> Any:
+        priced = converge(search, stage)
+        if stage.money < 1.0 and stage.reached is not None:
+            solved_levels[len(stage.reached)] = priced
+        return priced
+
+    monkeypatch.setattr(decomposition, "converge", recorded)
+    compared = 0
+    for seed in range(60):
+        solved_levels.clear()
+        problem = fleet(12, seed, stock=1.0 + 0.25 * (seed % 4))
+        found = decompose(problem, backends.get("highs"), EXACT)
+        short = next((i for i, level in enumerate(found.levels[:-1]) if level.value > 0), None)
+        if short in solved_levels and min(solved_levels) < short:
+            priced = solved_levels[short]
+            duals = priced.duals if priced.master is None else priced.master.duals
+            assert found.value_of_gpu.unserved == pytest.approx(duals[:4])
+            compared += bool(duals[:4].any())
+    assert compared > 3
 
 
 @pytest.mark.parametrize("mix", [False, True])
