@@ -83,39 +83,42 @@ def read_profiles(
     type_index = {name: i for i, name in enumerate(gpu_types)}
     default_model = system.optimizer_data.optimizer.queue_model
     known = [profile for profile in system.model_data.models if profile.acc in by_name]
-    records: list[dict[str, float]] = []
+    records: list[tuple[float, ...]] = []
     rows: dict[str, list[int]] = {}
     for profile in sorted(known, key=lambda profile: index[profile.acc]):
         accelerator = by_name[profile.acc]
-        record = {
-            "accelerator": index[profile.acc],
-            "gpu_type": type_index[accelerator.type],
-            "law": profile.law,
-            **{name: ms / MS_PER_S for name, ms in _law_parameters_ms(profile).items()},
-            "expert_fraction": profile.perf_parms.expert_fraction if profile.perf_parms is not None else 0.0,
-            "memory_bytes": profile.acc_count * accelerator.mem_size_gb * BYTES_PER_GB,
-            "weight_bytes": profile.weight_size_gb * BYTES_PER_GB,
-            "kv_bytes_per_token": profile.kv_bytes_per_token,
-            "overhead_s": profile.overhead_ms / MS_PER_S,
-            "by_moments": (profile.queue_model or default_model) == "moments",
-            "max_batch": profile.max_batch_size,
-            "at_tokens": profile.at_tokens,
-            "rate_rps": profile.rate_per_replica_rps or 0.0,
-            "gpus": profile.acc_count * accelerator.multiplicity,
-            "cost_per_h": profile.acc_count * accelerator.cost_cents_per_h,
-        }
+        # In the order of the fields of `Profiles`.
+        record = (
+            index[profile.acc],
+            type_index[accelerator.type],
+            profile.law,
+            *[ms / MS_PER_S for ms in _law_parameters_ms(profile)],
+            profile.perf_parms.expert_fraction if profile.perf_parms is not None else 0.0,
+            profile.acc_count * accelerator.mem_size_gb * BYTES_PER_GB,
+            profile.weight_size_gb * BYTES_PER_GB,
+            profile.kv_bytes_per_token,
+            profile.overhead_ms / MS_PER_S,
+            (profile.queue_model or default_model) == "moments",
+            profile.max_batch_size,
+            profile.at_tokens,
+        )
+        last = (
+            profile.rate_per_replica_rps or 0.0,
+            profile.acc_count * accelerator.multiplicity,
+            profile.acc_count * accelerator.cost_cents_per_h,
+        )
         for batch in sorted(set(profile.batch_sizes)) or [0]:
             rows.setdefault(profile.name, []).append(len(records))
-            records.append({**record, "batch": batch})
-    columns: dict[str, Any] = {
-        field.name: np.array([r[field.name] for r in records], dtype=_DTYPES[str(field.type)])
-        for field in fields(Profiles)
-    }
-    return Profiles(**columns), {model: np.array(found, dtype=np.int64) for model, found in rows.items()}
+            records.append((*record, batch, *last))
+    table = np.array(records, dtype=np.float64).reshape(len(records), len(fields(Profiles))).T
+    columns: list[Any] = [
+        column.astype(_DTYPES[str(field.type)]) for field, column in zip(fields(Profiles), table, strict=True)
+    ]
+    return Profiles(*columns), {model: np.array(found, dtype=np.int64) for model, found in rows.items()}
 
 
-def _law_parameters_ms(profile: schema.ModelProfile) -> dict[str, float]:
-    """Parameters of the profile's law by their names in `Profiles`, ms (per token); 0 where it has none."""
+def _law_parameters_ms(profile: schema.ModelProfile) -> tuple[float, ...]:
+    """Parameters of the profile's law in the order of `Profiles`, ms (per token); 0 where it has none."""
     alpha, beta, gamma, delta = profile.alpha_ms or 0.0, profile.beta_ms or 0.0, 0.0, 0.0
     beta_prefill = prefill_floor = epsilon = 0.0
     if profile.perf_parms is not None:
@@ -126,12 +129,4 @@ def _law_parameters_ms(profile: schema.ModelProfile) -> dict[str, float]:
     elif profile.decode_parms is not None and profile.prefill_parms is not None:
         alpha, beta = profile.decode_parms.alpha_ms, profile.decode_parms.beta_ms
         gamma, delta = profile.prefill_parms.gamma_ms, profile.prefill_parms.delta_ms
-    return {
-        "alpha_s": alpha,
-        "beta_s": beta,
-        "gamma_s": gamma,
-        "delta_s": delta,
-        "beta_prefill_s": beta_prefill,
-        "prefill_floor_s": prefill_floor,
-        "epsilon_s": epsilon,
-    }
+    return alpha, beta, gamma, delta, beta_prefill, prefill_floor, epsilon
