@@ -226,6 +226,8 @@ def _size_group(law: Law, candidates: Candidates) -> Sizing:
         step += 1
 
         going = np.flatnonzero((high - low > RATE_TOLERANCE * low) & (np.abs(worst) > ROOT_TOLERANCE))
+        if len(going) == len(row):
+            continue
         row, rows, queue, low, high = row[going], rows.take(going), queue.take(going), low[going], high[going]
         excess_low, excess_high, kept = excess_low[:, going], excess_high[:, going], kept[going]
 

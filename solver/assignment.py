@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST_SERVERS, _FAR, _MOST_SERVERS_FAR = 500, 3.0, 1_500
 
 # Nodes of the branch and bound with a level of service, and with the cost; share of the time left.
-_NODES_OF_SERVICE, _NODES_OF_COST, _TIME = 10, 1_000, 0.2
+_NODES_OF_SERVICE, _NODES_OF_COST, _TIME = 10, 1_000, 0.35
 
 
 def is_always_tried(search: Search, stage: Stage, columns: Columns) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from functools import cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -117,11 +118,12 @@ def _names(rows: Rows | None) -> set[str] | None:
 
 def _doubled(document: Document, rows: Rows | None, *keys: str) -> list[Problem]:
     """Find each row whose `keys` together occurred before, at the last of them."""
-    first: dict[tuple[str, ...], Loc] = {}
+    first: dict[tuple[object, ...], Loc] = {}
     problems = []
     for loc, row in rows or []:
-        name = tuple(part for key in keys if isinstance(part := row.get(key), str))
-        if len(name) == len(keys) and all(name) and first.setdefault(name, loc) != loc:
+        name = tuple(map(row.get, keys))
+        is_named = all(map(isinstance, name, repeat(str))) and all(name)
+        if is_named and first.setdefault(name, loc) != loc:
             place = document.path((*first[name], keys[-1]))
             what = " and ".join(keys)
             problems.append(document.problem((*loc, keys[-1]), f"a {what} of its own; {place} has the same"))
