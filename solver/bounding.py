@@ -70,7 +70,7 @@ def converge(search: Search, stage: Stage) -> Priced | None:
             return alone
     if len(np.unique(columns.server)) < len(active):
         return None
-    if search.is_listed:
+    if search.is_listed(columns):
         # These are all the columns there are, so this master is the last one.
         master = _master(search, stage, columns)
         if master is not None:
@@ -135,8 +135,9 @@ def is_impossible(search: Search, stage: Stage) -> bool:
     zero = np.zeros(search.servers.count)
     bare = replace(stage, money=0.0, unserved=zero, unmet=zero)
     most = 1.0 / np.maximum(limits, 1.0)
-    if search.is_listed:
-        excess = _master(search, bare, stage.allowed(search.pool), most)
+    columns = stage.allowed(search.pool)
+    if search.is_listed(columns):
+        excess = _master(search, bare, columns, most)
         return excess is not None and _is_proof(search, stage, excess.duals)
     guide = stage.allowed(search.guide)
     few, room = _sample(search, stage, guide)

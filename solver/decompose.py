@@ -308,7 +308,7 @@ class _Levels:
                     continue
             priced: Priced | None = None
             if defer and not (best == least).all() and self.search.left_s() > 0:
-                if self.search.is_listed:
+                if self.search.is_listed(stage.allowed(self.search.pool)):
                     priced = converge(self.search, stage)
                     is_open = priced is not None and priced.bound <= floor + self.search.money_room
                 else:

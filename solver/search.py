@@ -382,10 +382,9 @@ class Search:
         steps = weight / float(weight.min())
         return whole and not (np.abs(steps - np.rint(steps)) > 0).any()
 
-    @property
-    def is_listed(self) -> bool:
-        """Whether the relaxation of all columns is solved at once: they are listed, and not too many."""
-        return not self.mixes and len(self.pool) <= _MOST_SOLVED
+    def is_listed(self, columns: Columns) -> bool:
+        """Whether the relaxation over these is solved at once: they are all there are, and not too many."""
+        return not self.mixes and len(columns) <= _MOST_SOLVED
 
     @property
     def is_closable(self) -> bool:
