@@ -43,6 +43,7 @@ def assigned(
     value : float
         Of the incumbent now.
     bound : float
+        inf where it is proven that there is no plan.
     near : (C,) bool
         Columns that a plan worth less than ``value - step`` may have; none where there is no such plan.
     """

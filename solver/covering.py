@@ -3,7 +3,7 @@
 
 The search that `solver.pricing` does with array operations for all servers at once, for one server after the
 other: breadth first over its options in order of price per share, with the fractional bound. A step is a few
-instructions on a few numbers, and array operations on that few take a hundred times as long. Types for
+instructions on a few numbers, for which array operations take many times as long to begin as to do. Types for
 callers are in `covering.pyi`.
 """
 

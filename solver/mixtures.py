@@ -186,13 +186,12 @@ class _Search:
         self.may_stop_short = self.partial & (self.largest_unserved > 0)
 
         self.most_states = int(np.clip(_MOST_STATES // max(len(which), 1), *_MOST_STATES_EACH))
-        self.best = np.full(len(which), np.inf)
+        self.best = self._simple_plans()
         self.dropped = np.full(len(which), np.inf)
         self.leaves: list[_States] = []
 
     def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
         """Search all servers: compiled, or else all at once."""
-        self.best = self._simple_plans()
         return (self._compiled if IS_COMPILED else self._stepwise)(left_s, most_columns)
 
     def _compiled(self, left_s: Callable[[], float], most_columns: int) -> Priced:

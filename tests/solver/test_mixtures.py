@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import oracle
 import pytest
+from fleets import fleet
 from numpy.random import default_rng
 
 from solver import mixtures as searching
@@ -25,37 +26,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(searching, "IS_COMPILED", request.param)
 
 
-def six_servers(seed: int) -> AllocationProblem:
-    """Six servers on six accelerators of four GPU types."""
-    rng = default_rng(seed)
-    gpu_type, gpus = np.array([0, 0, 1, 2, 2, 3]), np.array([1, 2, 1, 1, 4, 1])
-    server, accelerator = np.divmod(np.arange(36), 6)
-    price = np.exp(rng.normal(0.0, 1.0, 4))[gpu_type] * gpus
-    speed = np.exp(rng.normal(0.0, 1.0, 6)) * gpus
-    return AllocationProblem(
-        servers=tuple(f"s{i}" for i in range(6)),
-        accelerators=tuple(f"a{i}" for i in range(6)),
-        gpu_types=tuple(f"t{i}" for i in range(4)),
-        arrival_rps=np.exp(rng.normal(1.5, 0.8, 6)) * np.median(speed),
-        min_replicas=np.zeros(6, dtype=np.int64),
-        max_replicas=np.full(6, NO_LIMIT),
-        priority=np.ones(6, dtype=np.int64),
-        weight=np.ones(6),
-        option_server=server,
-        option_accelerator=accelerator,
-        option_batch=np.ones(36, dtype=np.int64),
-        capacity_rps=speed[accelerator] * np.exp(rng.normal(0.0, 0.3, 36)),
-        gpu_type=gpu_type[accelerator],
-        gpus=gpus[accelerator],
-        cost_per_h=price[accelerator],
-        current_server=np.zeros(0, dtype=np.int64),
-        current_accelerator=np.zeros(0, dtype=np.int64),
-        current_cost_per_h=np.zeros(0),
-        inventory=Inventory(np.full(4, 6, dtype=np.int64), (None,) * 4),
-        policy=Policy(max_types=None),
-    )
-
-
 @pytest.mark.parametrize("partial", [False, True])
 def test_they_match_enumeration_at_any_prices(way: None, partial: bool) -> None:
     """Every column of a server is listed by brute force; the search finds the best and all near it."""
@@ -63,7 +33,7 @@ def test_they_match_enumeration_at_any_prices(way: None, partial: bool) -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         problem = replace(
-            six_servers(seed), policy=Policy(max_types=(2, 3, None)[seed % 3], saturation=saturation)
+            fleet(6, seed, mix=True), policy=Policy(max_types=(2, 3, None)[seed % 3], saturation=saturation)
         )
         problem = replace(
             problem,
@@ -119,7 +89,7 @@ def enumerate_columns(servers: Servers, s: int, prices: Prices) -> np.ndarray:
 def larger(seed: int) -> AllocationProblem:
     """Six servers that run several replicas, some of them already, with limits and policies of every kind."""
     rng = default_rng(seed)
-    problem = six_servers(seed)
+    problem = fleet(6, seed, mix=True)
     loaded = rng.random(6) > 0.1
     minimum = np.maximum(rng.choice([0, 0, 2, 4], 6), ~loaded)
     here = np.unique(rng.integers(0, 36, 6))
