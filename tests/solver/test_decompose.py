@@ -320,6 +320,28 @@ def test_two_short_levels_are_proven_short_from_a_sample_and_all(monkeypatch: py
     assert [impossible for _, impossible, _ in said] == [infeasible for *_, infeasible in said]
 
 
+def test_no_prices_prove_what_is_possible_to_be_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the relaxation prove what is not, and no others say more than it does."""
+    said: list[bool] = []
+    converge = decomposition.converge
+
+    def asked(search: Search, stage: Stage) -> Any:
+        milp, _ = search.program_of(stage, stage.allowed(search.pool), price=None, integer=False)
+        infeasible = search.solve(milp, relax=True).termination is Termination.INFEASIBLE
+        rng = np.random.default_rng(len(said))
+        for _ in range(5):
+            proven = bounding._is_proof(search, stage, rng.uniform(0.0, 1.0, len(stage.limits)))
+            assert not proven or infeasible
+        assert bounding.is_impossible(search, stage) == infeasible
+        said.append(infeasible)
+        return converge(search, stage)
+
+    monkeypatch.setattr(decomposition, "converge", asked)
+    for seed in range(10):
+        decompose(fleet(30, seed, stock=0.25 + 0.2 * seed), backends.get("highs"), EXACT)
+    assert set(said) == {False, True}
+
+
 def test_a_level_that_nearly_everything_meets_is_proven_without_a_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
