@@ -15,6 +15,7 @@ from solver.milp import Milp, Termination
 from solver.mixtures import mixtures
 from solver.problem import HOLD_TOLERANCE
 from solver.search import MOST_COLUMNS
+from solver.selection import is_selected, selected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,10 @@ _STARTED = 700
 
 # Columns of the first program; most mixes of a server to list.
 _FIRST_COLUMNS, _MOST_LISTED = 1_000, 500
+
+# The same where dynamic programming chooses: how far above the bound it begins, in steps; most mixes of a
+# server to list, and partial plans of a layer.
+_FIRST_REACH, _MOST_SELECTED, _MOST_STATES = 0.5, 3_000, 20_000
 
 # Relative differences below this are rounding.
 _TINY = 1e-9
@@ -96,6 +101,8 @@ def close(
     last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
     until_s = 0.0 if last else 0.5 * search.left_s()
     widen_s = until_s + _TIME_AFTER_WIDENING * (search.left_s() - until_s) if compact else until_s
+    if stage.money == 1.0 and is_selected(search):
+        value, bound = _select(search, stage, priced, value, bound, step, until_s)
     if not search.mixes or stage.money == 1.0:
         # Without money too many mixes are worth the same.
         value, bound = _widen(search, stage, priced, value, bound, step, widen_s)
@@ -110,6 +117,64 @@ def close(
             value = raw.objective + shift
             search.adopt(formulation.read_plan(raw.x))
     return bool(np.isfinite(value)), bound
+
+
+def _select(
+    search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float, until_s: float
+) -> tuple[float, float]:
+    """List all mixes near the bound, more each time, and choose among them; the best value and the bound."""
+    active = np.flatnonzero(stage.active)
+    prices = stage.prices(priced.duals)
+    pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
+    first = min(_FIRST_REACH * pace, 3.0 * _FIRST_REACH_OF_MIX * abs(priced.bound) / len(active))
+    reach = first + bound - priced.bound
+    while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
+        rest = value - step - priced.bound
+        reach = min(reach, rest)
+        found = mixtures(
+            search.servers,
+            active,
+            prices,
+            stage.largest_unserved,
+            np.full(search.servers.count, reach),
+            search.left_s,
+            most_columns=_MOST_SELECTED,
+            most_states=_MOST_STATES,
+            tally=search.tally(stage),
+        )
+        reduced = found.columns.value(prices) - priced.lower[found.columns.server]
+        # As far as every mix is there.
+        whole = float((found.reach[active] - priced.lower[active]).min())
+        is_whole = whole >= reach * (1.0 - _ROUNDING)
+        if not is_whole:
+            reach = whole
+            if priced.bound + reach <= bound:
+                break
+        near = np.flatnonzero(reduced <= reach * (1.0 + _ROUNDING))
+        columns = found.columns.take(near[np.argsort(found.columns.server[near], kind="stable")])
+        end = priced.bound + reach
+        if len(np.unique(columns.server)) < len(active):
+            lowest = np.inf
+            plan = None
+        else:
+            plan, lowest = selected(
+                search.listed(stage, columns),
+                priced.duals,
+                end,
+                0.0,
+                -np.inf,
+                lambda: search.left_s() - until_s,
+            )
+        if plan is not None:
+            chosen = columns.take(plan)
+            if search.fits(stage, chosen):
+                value = min(value, float(stage.worth(chosen).sum()))
+                search.adopt(search.plan_of(chosen))
+        bound = max(bound, min(lowest, end, value))
+        if lowest < end or not is_whole or reach >= rest:
+            break
+        reach *= 2.0
+    return value, bound
 
 
 def _widen(

@@ -99,6 +99,7 @@ def mixtures(
     *,
     most_columns: int = 1_000,
     tally: IntArray | None = None,
+    most_states: int | None = None,
 ) -> Priced:
     """Find, for each server in `which`, all mixes worth at most `slack` more than its best one.
 
@@ -121,6 +122,8 @@ def mixtures(
         everything is wanted. Not where service may be partial.
     """
     search = _Search(servers, which, prices, largest_unserved, slack, tally)
+    if most_states is not None:
+        search.most_states = most_states
     found = search.run(left_s, most_columns)
     # Ties can be more than the search keeps. The bounds of these servers are worth a search of their own,
     # without slack and with more room for each.

@@ -13,6 +13,7 @@ from solver.between import mixes_between
 from solver.mixtures import mixtures
 from solver.repair import repaired
 from solver.search import MOST_COLUMNS, places
+from solver.selection import is_selected, selected
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -50,6 +51,9 @@ _EFFORTS_OF_FEW = (
 )
 _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
+
+# A plan is sought by dynamic programming so many gaps above the bound.
+_SELECTED = 3.0
 
 # What closes the gap of a small fleet betters a plan so many gaps from the bound sooner than a beam search.
 _NEARLY_GOOD = 1.25
@@ -99,7 +103,8 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         if repair is not None or count >= len(nearest):
             break
     if stage.money == 1.0 and priced.master is not None:
-        best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
+        by = _by_selection if is_selected(search) else _by_beams
+        best, value = by(search, stage, priced, priced.master, good, best, value)
     best, value = _by_programs(search, stage, priced, nearest, good, best, value)
     if best is not None:
         search.adopt(search.plan_of(best))
@@ -162,6 +167,32 @@ def _by_beams(
             choice = _choice(search, stage, priced, master, room)
         found = _matched(search, stage, priced, choice, good, effort)
         best, value = _better(stage, choice.columns, found, best, value)
+    return best, value
+
+
+def _by_selection(
+    search: Search,
+    stage: Stage,
+    priced: Priced,
+    master: Mastered,
+    good: float,
+    best: Columns | None,
+    value: float,
+) -> tuple[Columns | None, float]:
+    """Better a plan by dynamic programming, where that is not near enough to the bound."""
+    step = good - priced.bound
+    if value <= good:
+        return best, value
+    choice = _choice(search, stage, priced, master, step)
+    near = choice.reduced <= _SELECTED * step
+    near[choice.chosen] = True
+    which = np.flatnonzero(near)
+    cutoff = min(value, priced.bound + _SELECTED * step)
+    found, _ = selected(
+        choice.listed.take(which), priced.duals, cutoff, step, good, search.left_s, choice.expected
+    )
+    if found is not None and search.fits(stage, choice.columns.take(which[found])):
+        best, value = _better(stage, choice.columns, which[found], best, value)
     return best, value
 
 

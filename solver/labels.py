@@ -1,0 +1,493 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Dynamic programming with bounds over servers that choose one column each: a restricted decision diagram.
+
+One layer a server. A label is a choice for the servers so far: what it takes of every limit, and what it is
+worth. Of labels that take the same only the best is kept. At any prices of the limits a label is worth at
+least what it is worth so far, plus what the servers to come are worth alone at these prices, less the worth
+of what is left (Marsten and Morin 1978, doi:10.1007/BF01588971); many sets of prices make that bound good
+wherever labels are. Each layer keeps the labels of the lowest bounds, so many as its width. What is left out
+has a bound too: the least of these is one on all plans (Bergman et al. 2016, doi:10.1287/ijoc.2015.0648).
+
+Written in Cython's pure Python mode, and compiled when the package is built: a label is a few hundred
+additions and comparisons. Types for callers are in `labels.pyi`.
+"""
+
+import cython
+import numpy as np
+from cython.cimports.libc.string import memset
+
+# What is not compiled is too slow to be of use.
+IS_COMPILED = cython.compiled
+
+_INF = cython.declare(cython.double, float("inf"))
+
+# Relative rounding error of sums: of bounds, and of what is taken of a limit.
+_ROUNDING = cython.declare(cython.double, 1e-11)
+
+# Labels that a layer has room for at least, and times its width, before those of the highest bounds go.
+_LEAST_ROOM, _ROOM = 1_000, 8
+
+# Searches that add prices.
+_SEARCHES = 3
+
+# Prices are added for the best label of every so many layers, sought this many steps long. Where they do not
+# lift its bound by this part of what is left to the cutoff, they are left out.
+_EVERY = cython.declare(cython.Py_ssize_t, 4)
+_STEPS = cython.declare(cython.Py_ssize_t, 40)
+_LIFT = cython.declare(cython.double, 0.02)
+
+# Steps aim at this part of the way to the cutoff, and at half of it after so many without progress.
+_AIM = cython.declare(cython.double, 0.05)
+_PATIENCE = cython.declare(cython.Py_ssize_t, 4)
+
+# Odd numbers without a pattern, to mix the bits of a key.
+_MIX = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
+_MIX_AGAIN = cython.declare(cython.ulonglong, 0xBF58476D1CE4E5B9)
+
+
+@cython.cclass
+class Labels:
+    """Columns of servers, in the order in which these are decided.
+
+    Parameters
+    ----------
+    start : (n + 1,) int64
+        Columns of server i are ``start[i]:start[i + 1]``, at least one.
+    worth : (C,) float
+    usage : (C, R) float
+        What a column takes of each limit, >= 0.
+    limits : (R,) float
+    duals : (K, R) float
+        Sets of prices of the limits, >= 0; K >= 1.
+    expected : (n, R) float
+        What each server may be expected to take.
+    charge : (2, R) float
+        Price of a unit that is expected to be taken beyond each limit, and of one expected to be left.
+    """
+
+    n: cython.Py_ssize_t
+    rows: cython.Py_ssize_t
+    sets: cython.Py_ssize_t
+    start: cython.longlong[::1]
+    worth: cython.double[::1]
+    usage: cython.double[:, ::1]
+    limits: cython.double[::1]
+    slack: cython.double[::1]
+    duals: cython.double[:, ::1]
+    excess_price: cython.double[::1]
+    lack_price: cython.double[::1]
+    # Of each column and set: worth at these prices, above the least of its server; of each server and set:
+    # sum of the least from it on; of each server and limit: least that it and those after it take, and what
+    # they are expected to take beyond the limit.
+    value: cython.double[:, ::1]
+    rest: cython.double[:, ::1]
+    least: cython.double[:, ::1]
+    beyond: cython.double[:, ::1]
+    step_size: cython.double[::1]
+    error: cython.double
+    # Labels of one layer: bound of each set, what is taken, worth.
+    bound: cython.double[:, ::1]
+    taken: cython.double[:, ::1]
+    spent: cython.double[::1]
+    # Labels of the next one, in the order found, and a table of these by what they take.
+    rating: cython.double[::1]
+    lowest: cython.double[::1]
+    parent: cython.longlong[::1]
+    column: cython.longlong[::1]
+    new_taken: cython.double[:, ::1]
+    new_spent: cython.double[::1]
+    table: cython.longlong[::1]
+    count: cython.Py_ssize_t
+    # The lowest ratings of these as a heap, the highest first; the bound from which on a label is left out,
+    # and the least bound of those left out.
+    heap: cython.double[::1]
+    heap_count: cython.Py_ssize_t
+    threshold: cython.double
+    dropped: cython.double
+    # Prices on trial.
+    trial: cython.double[::1]
+    better: cython.double[::1]
+    slope: cython.double[::1]
+
+    def __init__(self, start, worth, usage, limits, duals, expected, charge):
+        self.excess_price, self.lack_price = (np.ascontiguousarray(row, dtype=np.float64) for row in charge)
+        self.start = np.ascontiguousarray(start, dtype=np.int64)
+        self.worth = np.ascontiguousarray(worth, dtype=np.float64)
+        self.usage = np.ascontiguousarray(usage, dtype=np.float64)
+        self.limits = np.ascontiguousarray(limits, dtype=np.float64)
+        self.n, self.rows, self.sets = len(start) - 1, len(limits), len(duals)
+        n, rows, first = self.n, self.rows, np.asarray(self.start)[: self.n]
+        room = self.sets + _SEARCHES * (n // _EVERY + 1)
+        usage, worth = np.asarray(self.usage), np.asarray(self.worth)
+        sizes = np.diff(np.asarray(self.start))
+        # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
+        self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
+        self.duals, self.value = np.zeros((room, rows)), np.zeros((len(worth), room))
+        self.rest = np.zeros((n + 1, room))
+        self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
+        np.asarray(self.duals)[: self.sets] = duals
+        priced = usage @ np.ascontiguousarray(duals, dtype=np.float64).T
+        priced += worth[:, None]
+        best = np.minimum.reduceat(priced, first)
+        priced -= np.repeat(best, sizes, axis=0)
+        np.asarray(self.value)[:, : self.sets] = priced
+        np.asarray(self.rest)[:n, : self.sets] = np.cumsum(best[::-1], axis=0)[::-1]
+        lowest, highest = np.minimum.reduceat(usage, first), np.maximum.reduceat(usage, first)
+        np.asarray(self.beyond)[:n] = np.cumsum(np.asarray(expected)[::-1], axis=0)[::-1]
+        np.asarray(self.beyond)[:] -= limits
+        np.asarray(self.least)[:n] = np.cumsum(lowest[::-1], axis=0)[::-1]
+        spread = ((highest - lowest) ** 2).sum(axis=0)
+        self.step_size = np.where(spread > 0, 1.0 / np.maximum(spread, 1e-300), 0.0)
+        prices = float((np.asarray(self.duals) @ np.abs(limits)).max(initial=0.0))
+        self.error = _ROUNDING * (float(np.abs(worth).max(initial=0.0)) * n + prices)
+        self.trial, self.better, self.slope = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+
+    def search(self, cutoff: cython.double, width, share, left_s):
+        """Find a plan worth less than `cutoff`, the best one if no layer has more labels than its width.
+
+        The prices that it adds are kept for the next search, `_SEARCHES` times.
+
+        Parameters
+        ----------
+        cutoff : float
+        width : int
+            >= 1.
+        share : (n,) float
+            Part of the charge that counts in the rating of a label, beside its bound, after each server.
+        left_s : callable
+            Seconds that are left; asked at every layer.
+
+        Returns
+        -------
+        plan : (n,) int64 or None
+            The column of each server. It may be worth more than `cutoff` where no plan is worth less.
+        bound : float
+            No plan is worth less than the lesser of this and `cutoff`.
+        """
+        i: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        part: cython.double
+        n, room = self.n, max(_LEAST_ROOM, _ROOM * width)
+        self.rating, self.lowest, self.new_spent = np.empty(room), np.empty(room), np.empty(room)
+        self.parent, self.column = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+        self.new_taken = np.empty((room, self.rows))
+        self.table = np.empty(1 << (4 * room - 1).bit_length(), dtype=np.int64)
+        self.heap = np.empty(2 * width)
+        self.bound, self.taken = np.zeros((width, len(self.duals))), np.zeros((width, self.rows))
+        self.spent = np.zeros(width)
+        bound, taken, spent = np.asarray(self.bound), np.asarray(self.taken), np.asarray(self.spent)
+        value, rating, bounds = np.asarray(self.value), np.asarray(self.rating), np.asarray(self.lowest)
+        parent, column = np.asarray(self.parent), np.asarray(self.column)
+        self.dropped = _INF
+        for k in range(self.sets):
+            self.bound[0, k] = self.rest[0, k]
+            for r in range(self.rows):
+                self.bound[0, k] -= self.duals[k, r] * self.limits[r]
+        labels, lowest = 1, -np.inf
+        steps = []
+        for i in range(n):
+            if left_s() <= 0:
+                return None, min(self.dropped, lowest) - self.error
+            part = share[i]
+            with cython.nogil:
+                self._expand(i, labels, cutoff, part)
+            count = self.count
+            if count == 0:
+                return None, self.dropped - self.error
+            order = np.argsort(rating[:count], kind="stable")
+            if count > width:
+                self.dropped = min(self.dropped, float(bounds[order[width:]].min()))
+                order = order[:width]
+            labels, lowest = len(order), float(bounds[order].min())
+            steps.append((parent[order], column[order]))
+            bound[:labels] = bound[parent[order]] + value[column[order]]
+            taken[:labels], spent[:labels] = (
+                np.asarray(self.new_taken)[order],
+                np.asarray(self.new_spent)[order],
+            )
+            if i % _EVERY == 0 and i + 1 < n:
+                with cython.nogil:
+                    self._add_prices(i + 1, labels, cutoff)
+        best = int(np.argmin(spent[:labels]))
+        plan, worth = np.empty(n, dtype=np.int64), float(spent[best])
+        for i in range(n - 1, -1, -1):
+            before, chosen = steps[i]
+            plan[i], best = chosen[best], before[best]
+        return plan, min(self.dropped, worth) - self.error
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _expand(
+        self, i: cython.Py_ssize_t, labels: cython.Py_ssize_t, cutoff: cython.double, share: cython.double
+    ) -> cython.void:
+        """Let each label take each column of server i."""
+        sets: cython.Py_ssize_t = self.sets
+        rows: cython.Py_ssize_t = self.rows
+        s: cython.Py_ssize_t
+        c: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        last: cython.Py_ssize_t = 0
+        mine: cython.p_double
+        its: cython.p_double
+        x: cython.double
+        y: cython.double
+        charge: cython.double
+        fits: cython.bint
+        self.count, self.heap_count, self.threshold = 0, 0, cutoff
+        self._clear()
+        for s in range(labels):
+            mine = cython.address(self.bound[s, 0])
+            for c in range(self.start[i], self.start[i + 1]):
+                its = cython.address(self.value[c, 0])
+                # The set that excluded the last one often excludes the next.
+                x = mine[last] + its[last]
+                k = 0
+                while x < self.threshold and k < sets:
+                    y = mine[k] + its[k]
+                    if y > x:
+                        x = y
+                        last = k
+                    k += 1
+                if x >= self.threshold:
+                    self.dropped = min(self.dropped, x)
+                    continue
+                charge = 0.0
+                fits = True
+                for r in range(rows):
+                    y = self.taken[s, r] + self.usage[c, r]
+                    if y + self.least[i + 1, r] > self.slack[r]:
+                        fits = False
+                        break
+                    y += self.beyond[i + 1, r]
+                    charge += y * self.excess_price[r] if y > 0 else -y * self.lack_price[r]
+                if fits:
+                    self._keep(s, c, x, x + share * charge)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _keep(
+        self, s: cython.Py_ssize_t, c: cython.Py_ssize_t, lowest: cython.double, rating: cython.double
+    ) -> cython.void:
+        """Note a label, in the place of one that takes the same and is worth more."""
+        rows: cython.Py_ssize_t = self.rows
+        size: cython.Py_ssize_t = self.table.shape[0]
+        at: cython.Py_ssize_t = self.count
+        spent: cython.double = self.spent[s] + self.worth[c]
+        place: cython.Py_ssize_t
+        other: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        is_same: cython.bint
+        if self.heap_count == self.heap.shape[0] and rating >= self.heap[0]:
+            self.dropped = min(self.dropped, lowest)
+            return
+        for r in range(rows):
+            self.new_taken[at, r] = self.taken[s, r] + self.usage[c, r]
+        place = self._place(at)
+        while self.table[place] >= 0:
+            other = self.table[place]
+            is_same = True
+            for r in range(rows):
+                if self.new_taken[other, r] != self.new_taken[at, r]:
+                    is_same = False
+                    break
+            if is_same:
+                if spent < self.new_spent[other]:
+                    self.new_spent[other], self.lowest[other], self.rating[other] = spent, lowest, rating
+                    self.parent[other], self.column[other] = s, c
+                return
+            place = (place + 1) & (size - 1)
+        self.table[place] = at
+        self.new_spent[at], self.lowest[at], self.rating[at] = spent, lowest, rating
+        self.parent[at], self.column[at] = s, c
+        self.count += 1
+        self._lower(rating)
+        if self.count == self.rating.shape[0]:
+            self._compact()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _clear(self) -> cython.void:
+        memset(cython.address(self.table[0]), 0xFF, self.table.shape[0] * cython.sizeof(cython.longlong))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _place(self, at: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        """Where the table begins to look for a label by what it takes."""
+        bits: cython.p_ulonglong = cython.cast(cython.p_ulonglong, cython.address(self.new_taken[at, 0]))
+        key: cython.ulonglong = 0
+        r: cython.Py_ssize_t
+        for r in range(self.rows):
+            key = (key ^ bits[r]) * _MIX
+            key ^= key >> 29
+        key *= _MIX_AGAIN
+        return cython.cast(cython.Py_ssize_t, (key ^ (key >> 32)) & (self.table.shape[0] - 1))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _lower(self, rating: cython.double) -> cython.void:
+        """Note a rating among the lowest, which may lower the threshold."""
+        k: cython.Py_ssize_t = self.heap_count
+        size: cython.Py_ssize_t = self.heap.shape[0]
+        above: cython.Py_ssize_t
+        below: cython.Py_ssize_t
+        if k < size:
+            self.heap_count += 1
+            while k > 0:
+                above = (k - 1) // 2
+                if self.heap[above] >= rating:
+                    break
+                self.heap[k] = self.heap[above]
+                k = above
+            self.heap[k] = rating
+        elif rating < self.heap[0]:
+            k, below = 0, 1
+            while below < size:
+                if below + 1 < size and self.heap[below + 1] > self.heap[below]:
+                    below += 1
+                if self.heap[below] <= rating:
+                    break
+                self.heap[k] = self.heap[below]
+                k = below
+                below = 2 * k + 1
+            self.heap[k] = rating
+        if self.heap_count == size:
+            self.threshold = min(self.threshold, self.heap[0])
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _compact(self) -> cython.void:
+        """Leave out the labels of the highest ratings, most of them: those that are not in the heap."""
+        at: cython.Py_ssize_t
+        to: cython.Py_ssize_t = 0
+        r: cython.Py_ssize_t
+        place: cython.Py_ssize_t
+        size: cython.Py_ssize_t = self.table.shape[0]
+        self._clear()
+        for at in range(self.count):
+            if self.rating[at] >= self.heap[0]:
+                self.dropped = min(self.dropped, self.lowest[at])
+                continue
+            self.rating[to], self.lowest[to] = self.rating[at], self.lowest[at]
+            self.new_spent[to] = self.new_spent[at]
+            self.parent[to], self.column[to] = self.parent[at], self.column[at]
+            for r in range(self.rows):
+                self.new_taken[to, r] = self.new_taken[at, r]
+            place = self._place(to)
+            while self.table[place] >= 0:
+                place = (place + 1) & (size - 1)
+            self.table[place] = to
+            to += 1
+        self.count = to
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _add_prices(
+        self, i: cython.Py_ssize_t, labels: cython.Py_ssize_t, cutoff: cython.double
+    ) -> cython.void:
+        """Add prices that are good for the best label, with the servers from i on to come."""
+        rows: cython.Py_ssize_t = self.rows
+        new: cython.Py_ssize_t = self.sets
+        best: cython.Py_ssize_t = 0
+        j: cython.Py_ssize_t
+        s: cython.Py_ssize_t
+        c: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        x: cython.double
+        least: cython.double
+        lifted: cython.double
+        if new == self.duals.shape[0]:
+            return
+        for k in range(self.sets):
+            if self.bound[0, k] > self.bound[0, best]:
+                best = k
+        lifted = self._ascend(i, best, cutoff)
+        if lifted <= self.bound[0, best] + _LIFT * (cutoff - self.bound[0, best]):
+            return
+        for r in range(rows):
+            self.duals[new, r] = self.better[r]
+        self.rest[self.n, new] = 0.0
+        for j in range(self.n - 1, -1, -1):
+            least = _INF
+            for c in range(self.start[j], self.start[j + 1]):
+                x = self.worth[c]
+                for r in range(rows):
+                    x += self.better[r] * self.usage[c, r]
+                self.value[c, new] = x
+                least = min(least, x)
+            for c in range(self.start[j], self.start[j + 1]):
+                self.value[c, new] -= least
+            self.rest[j, new] = self.rest[j + 1, new] + least
+        for s in range(labels):
+            x = self.spent[s] + self.rest[i, new]
+            for r in range(rows):
+                x += self.better[r] * (self.taken[s, r] - self.limits[r])
+            self.bound[s, new] = x
+        self.sets += 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _ascend(self, i: cython.Py_ssize_t, first: cython.Py_ssize_t, cutoff: cython.double) -> cython.double:
+        """Raise the bound of the first label by subgradient steps from a set; to what, at `better`."""
+        rows: cython.Py_ssize_t = self.rows
+        best: cython.double = self.bound[0, first]
+        aim: cython.double = _AIM * (cutoff - best)
+        bound: cython.double
+        x: cython.double
+        least: cython.double
+        norm: cython.double
+        cheapest: cython.Py_ssize_t
+        since: cython.Py_ssize_t = 0
+        j: cython.Py_ssize_t
+        c: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        _turn: cython.Py_ssize_t
+        for r in range(rows):
+            self.trial[r] = self.better[r] = self.duals[first, r]
+        for _turn in range(_STEPS):
+            bound = self.spent[0]
+            for r in range(rows):
+                self.slope[r] = self.taken[0, r] - self.limits[r]
+                bound += self.trial[r] * self.slope[r]
+            for j in range(i, self.n):
+                least, cheapest = _INF, 0
+                for c in range(self.start[j], self.start[j + 1]):
+                    x = self.worth[c]
+                    for r in range(rows):
+                        x += self.trial[r] * self.usage[c, r]
+                    if x < least:
+                        least, cheapest = x, c
+                bound += least
+                for r in range(rows):
+                    self.slope[r] += self.usage[cheapest, r]
+            if bound > best:
+                best, since = bound, 0
+                self.better[:] = self.trial
+                if best >= cutoff:
+                    break
+            else:
+                since += 1
+                if since == _PATIENCE:
+                    aim, since = 0.5 * aim, 0
+                    self.trial[:] = self.better
+            norm = 0.0
+            for r in range(rows):
+                if self.trial[r] <= 0 and self.slope[r] < 0:
+                    self.slope[r] = 0.0
+                norm += self.slope[r] * self.slope[r] * self.step_size[r]
+            if norm == 0.0:
+                break
+            for r in range(rows):
+                x = self.trial[r] + (best + aim - bound) / norm * self.step_size[r] * self.slope[r]
+                self.trial[r] = max(x, 0.0)
+        return best
