@@ -27,13 +27,12 @@ _TIME_FOR_PLANS = 0.15
 _SAMPLE = 1000
 
 # Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
-# relative to the value of all servers.
+# relative to the value of all servers; the latter where fewer than so many servers are there, too.
 _SLACK, _SLACK_OF_ALL = 0.001, 0.5
+_SLACK_OF_FEW, _FEW = 0.2, 40
 
-# Columns of the restricted master beside the best of each server: at least these, and so many for each. Where
-# so few servers are there that no beam search looks for a plan, it is found among these.
+# Columns of the restricted master beside the best of each server: at least these, and so many for each.
 _MASTER_COLUMNS, _MASTER_COLUMNS_EACH = 600, 1.0
-_MASTER_COLUMNS_OF_FEW, _FEW = 2_000, 40
 
 # Smoothing of the bound where the search for prices starts: with no prices yet, along those of the level
 # before, and near good ones.
@@ -265,7 +264,8 @@ def _slack(search: Search, stage: Stage, columns: Columns, duals: FloatArray) ->
     known = least[np.isfinite(least)]
     if not len(known):
         return np.zeros(search.servers.count)
-    share = min(max(_SLACK, _SLACK_OF_ALL / len(known)), 1.0)
+    of_all = _SLACK_OF_FEW if len(known) < _FEW else _SLACK_OF_ALL
+    share = min(max(_SLACK, of_all / len(known)), 1.0)
     # Prices far too high make values that no plan has.
     most = _most_worth(search, stage) / stage.active.sum()
     return np.full(search.servers.count, share * min(float(known.mean()), most))
@@ -293,8 +293,7 @@ def _near(
     search: Search, stage: Stage, columns: Columns, reduced: FloatArray, duals: FloatArray, servers: int
 ) -> Columns:
     """Return the columns that the least change of prices makes best, and the best of every server."""
-    beside = _MASTER_COLUMNS_OF_FEW if servers < _FEW else _MASTER_COLUMNS
-    most = servers + max(beside, int(_MASTER_COLUMNS_EACH * servers))
+    most = servers + max(_MASTER_COLUMNS, int(_MASTER_COLUMNS_EACH * servers))
     if len(columns) <= most:
         return columns
     least = search.least(columns, reduced)

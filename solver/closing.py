@@ -52,6 +52,10 @@ _FIRST_COLUMNS, _MOST_LISTED = 1_000, 500
 # server to list, and partial plans of a layer.
 _FIRST_REACH, _MOST_SELECTED, _MOST_STATES = 0.5, 3_000, 20_000
 
+# With one type, where all columns are there: the same, and how many times wider layers are once, if no more
+# steps are left than this.
+_FIRST_REACH_OF_LISTED, _WIDER, _LITTLE = 3.0, 4, 4.0
+
 # Relative differences below this are rounding.
 _TINY = 1e-9
 
@@ -91,6 +95,10 @@ def close(
 
     `step` is the least improvement worth looking for.
     """
+    if not search.mixes and stage.money == 1.0 and is_selected(search):
+        value, bound = _select_listed(search, stage, priced, value, bound, step)
+        if bound >= value - step - _TINY * max(1.0, abs(bound)):
+            return bool(np.isfinite(value)), bound
     value, bound, near = assigned(search, stage, priced, value, bound, step)
     if not near.any():
         return bool(np.isfinite(value)), bound
@@ -101,7 +109,7 @@ def close(
     last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
     until_s = 0.0 if last else 0.5 * search.left_s()
     widen_s = until_s + _TIME_AFTER_WIDENING * (search.left_s() - until_s) if compact else until_s
-    if stage.money == 1.0 and is_selected(search):
+    if search.mixes and stage.money == 1.0 and is_selected(search):
         value, bound = _select(search, stage, priced, value, bound, step, until_s)
     if not search.mixes or stage.money == 1.0:
         # Without money too many mixes are worth the same.
@@ -117,6 +125,38 @@ def close(
             value = raw.objective + shift
             search.adopt(formulation.read_plan(raw.x))
     return bool(np.isfinite(value)), bound
+
+
+def _select_listed(
+    search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float
+) -> tuple[float, float]:
+    """Choose among all columns near the bound, more each time; the best value and the bound."""
+    pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
+    reach, width = _FIRST_REACH_OF_LISTED * pace, 1
+    while search.left_s() > 0 and bound < value - step - _TINY * max(1.0, abs(bound)):
+        cutoff = min(value, priced.bound + reach)
+        near = priced.reduced <= (cutoff - priced.bound) * (1.0 + _ROUNDING)
+        columns = priced.columns.take(near)
+        if len(np.unique(columns.server)) < int(stage.active.sum()):
+            plan, lowest = None, np.inf
+        else:
+            listed = search.listed(stage, columns)
+            plan, lowest = selected(listed, priced.duals, cutoff, step, -np.inf, search.left_s, wider=width)
+        if plan is not None:
+            chosen = columns.take(plan)
+            worth = float(stage.worth(chosen).sum())
+            if worth < value and search.fits(stage, chosen):
+                value = worth
+                search.adopt(search.plan_of(chosen))
+        bound = max(bound, min(lowest, cutoff, value))
+        if priced.bound + reach >= value or near.all():
+            # All that betters the plan was looked at. Once more, and closer, if little is missing; with a
+            # level that is held, it is mostly the bound that is, and wider layers lift it little.
+            if width > 1 or stage.held or value - bound > _LITTLE * pace:
+                break
+            width = _WIDER
+        reach *= 2.0
+    return value, bound
 
 
 def _select(
@@ -164,6 +204,7 @@ def _select(
                 0.0,
                 -np.inf,
                 lambda: search.left_s() - until_s,
+                wider=_WIDER,
             )
         if plan is not None:
             chosen = columns.take(plan)

@@ -46,6 +46,7 @@ from solver.problem import HOLD_TOLERANCE, LevelKind, Plan
 from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep, onto
 from solver.search import Priced, Search, distinct, lagrangian
+from solver.selection import is_selected
 from solver.solve import Duals, GpuValue, LevelResult, Solved, solve
 from solver.stage import Held, Stage
 from solver.starts import is_better
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
 
-# Branch and bound for so few servers finds its first plan as soon as any other way.
+# Branch and bound for so few servers finds its first plan as soon as any other way; for more, dynamic
+# programming does.
 _FEW = 100
 
 # Relative differences below this are rounding: of sums, and between value and bound of a solved program.
@@ -412,7 +414,8 @@ class _Levels:
         """Better the incumbent at the cost level; whether a plan was found, and the bound."""
         bound = priced.bound
         step = self.search.options.relative_gap * abs(bound)
-        if self.search.servers.count <= _FEW and is_always_tried(self.search, stage, priced.columns):
+        few = self.search.servers.count <= _FEW and is_always_tried(self.search, stage, priced.columns)
+        if few or (not self.search.mixes and is_selected(self.search)):
             known = self.search.incumbent_in(stage, priced.columns)
             columns = None if known is None else priced.columns.take(known)
         else:

@@ -27,13 +27,11 @@ _ROUNDING = cython.declare(cython.double, 1e-11)
 # Labels that a layer has room for at least, and times its width, before those of the highest bounds go.
 _LEAST_ROOM, _ROOM = 1_000, 8
 
-# Searches that add prices.
-_SEARCHES = 3
-
-# Prices are added for the best label of every so many layers, sought this many steps long. Where they do not
-# lift its bound by this part of what is left to the cutoff, they are left out.
+# Prices are added for the best label of every so many layers, about so often in all, sought this many steps
+# long. Where they do not lift its bound by this part of what is left to the cutoff, they are left out.
 _EVERY = cython.declare(cython.Py_ssize_t, 4)
-_STEPS = cython.declare(cython.Py_ssize_t, 40)
+_UPDATES = cython.declare(cython.Py_ssize_t, 64)
+_STEPS = cython.declare(cython.Py_ssize_t, 30)
 _LIFT = cython.declare(cython.double, 0.02)
 
 # Steps aim at this part of the way to the cutoff, and at half of it after so many without progress.
@@ -85,17 +83,21 @@ class Labels:
     beyond: cython.double[:, ::1]
     step_size: cython.double[::1]
     error: cython.double
-    # Labels of one layer: bound of each set, what is taken, worth.
-    bound: cython.double[:, ::1]
-    taken: cython.double[:, ::1]
-    spent: cython.double[::1]
-    # Labels of the next one, in the order found, and a table of these by what they take.
+    # Labels of one layer and the next in turns: bound of each set, what is taken, worth.
+    bound: cython.double[:, :, ::1]
+    taken: cython.double[:, :, ::1]
+    spent: cython.double[:, ::1]
+    # Of each layer's labels: the label before, and the column that its server took.
+    before: cython.int[:, ::1]
+    chosen: cython.int[:, ::1]
+    # Labels on trial, in the order found, and a table of these by what they take.
     rating: cython.double[::1]
     lowest: cython.double[::1]
     parent: cython.longlong[::1]
     column: cython.longlong[::1]
     new_taken: cython.double[:, ::1]
     new_spent: cython.double[::1]
+    order: cython.longlong[::1]
     table: cython.longlong[::1]
     count: cython.Py_ssize_t
     # The lowest ratings of these as a heap, the highest first; the bound from which on a label is left out,
@@ -104,6 +106,7 @@ class Labels:
     heap_count: cython.Py_ssize_t
     threshold: cython.double
     dropped: cython.double
+    least_bound: cython.double
     # Prices on trial.
     trial: cython.double[::1]
     better: cython.double[::1]
@@ -117,21 +120,20 @@ class Labels:
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
         self.n, self.rows, self.sets = len(start) - 1, len(limits), len(duals)
         n, rows, first = self.n, self.rows, np.asarray(self.start)[: self.n]
-        room = self.sets + _SEARCHES * (n // _EVERY + 1)
+        room = self.sets
         usage, worth = np.asarray(self.usage), np.asarray(self.worth)
         sizes = np.diff(np.asarray(self.start))
         # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
         self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
-        self.duals, self.value = np.zeros((room, rows)), np.zeros((len(worth), room))
+        self.duals = np.array(duals, dtype=np.float64)
         self.rest = np.zeros((n + 1, room))
         self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
-        np.asarray(self.duals)[: self.sets] = duals
-        priced = usage @ np.ascontiguousarray(duals, dtype=np.float64).T
+        priced = usage @ np.asarray(self.duals).T
         priced += worth[:, None]
         best = np.minimum.reduceat(priced, first)
         priced -= np.repeat(best, sizes, axis=0)
-        np.asarray(self.value)[:, : self.sets] = priced
-        np.asarray(self.rest)[:n, : self.sets] = np.cumsum(best[::-1], axis=0)[::-1]
+        self.value = priced
+        np.asarray(self.rest)[:n] = np.cumsum(best[::-1], axis=0)[::-1]
         lowest, highest = np.minimum.reduceat(usage, first), np.maximum.reduceat(usage, first)
         np.asarray(self.beyond)[:n] = np.cumsum(np.asarray(expected)[::-1], axis=0)[::-1]
         np.asarray(self.beyond)[:] -= limits
@@ -145,7 +147,7 @@ class Labels:
     def search(self, cutoff: cython.double, width, share, left_s):
         """Find a plan worth less than `cutoff`, the best one if no layer has more labels than its width.
 
-        The prices that it adds are kept for the next search, `_SEARCHES` times.
+        The prices that it adds are kept for the next search.
 
         Parameters
         ----------
@@ -167,53 +169,45 @@ class Labels:
         i: cython.Py_ssize_t
         k: cython.Py_ssize_t
         r: cython.Py_ssize_t
+        labels: cython.Py_ssize_t = 1
+        most: cython.Py_ssize_t = width
+        every: cython.Py_ssize_t = max(_EVERY, self.n // _UPDATES)
         part: cython.double
         n, room = self.n, max(_LEAST_ROOM, _ROOM * width)
+        more = max(self.sets + self.n // every + 1 - len(self.duals), 0)
+        self.duals = np.pad(np.asarray(self.duals), ((0, more), (0, 0)))
+        self.value = np.pad(np.asarray(self.value), ((0, 0), (0, more)))
+        self.rest = np.pad(np.asarray(self.rest), ((0, 0), (0, more)))
         self.rating, self.lowest, self.new_spent = np.empty(room), np.empty(room), np.empty(room)
         self.parent, self.column = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
-        self.new_taken = np.empty((room, self.rows))
+        self.new_taken, self.order = np.empty((room, self.rows)), np.empty(room, dtype=np.int64)
         self.table = np.empty(1 << (4 * room - 1).bit_length(), dtype=np.int64)
         self.heap = np.empty(2 * width)
-        self.bound, self.taken = np.zeros((width, len(self.duals))), np.zeros((width, self.rows))
-        self.spent = np.zeros(width)
-        bound, taken, spent = np.asarray(self.bound), np.asarray(self.taken), np.asarray(self.spent)
-        value, rating, bounds = np.asarray(self.value), np.asarray(self.rating), np.asarray(self.lowest)
-        parent, column = np.asarray(self.parent), np.asarray(self.column)
-        self.dropped = _INF
+        self.bound, self.taken = np.empty((2, width, len(self.duals))), np.zeros((2, width, self.rows))
+        self.spent = np.zeros((2, width))
+        before, chosen = np.empty((n, width), dtype=np.int32), np.empty((n, width), dtype=np.int32)
+        self.before, self.chosen = before, chosen
+        self.dropped, self.least_bound = _INF, -_INF
         for k in range(self.sets):
-            self.bound[0, k] = self.rest[0, k]
+            self.bound[0, 0, k] = self.rest[0, k]
             for r in range(self.rows):
-                self.bound[0, k] -= self.duals[k, r] * self.limits[r]
-        labels, lowest = 1, -np.inf
-        steps = []
+                self.bound[0, 0, k] -= self.duals[k, r] * self.limits[r]
         for i in range(n):
             if left_s() <= 0:
-                return None, min(self.dropped, lowest) - self.error
+                return None, min(self.dropped, self.least_bound) - self.error
             part = share[i]
             with cython.nogil:
                 self._expand(i, labels, cutoff, part)
-            count = self.count
-            if count == 0:
-                return None, self.dropped - self.error
-            order = np.argsort(rating[:count], kind="stable")
-            if count > width:
-                self.dropped = min(self.dropped, float(bounds[order[width:]].min()))
-                order = order[:width]
-            labels, lowest = len(order), float(bounds[order].min())
-            steps.append((parent[order], column[order]))
-            bound[:labels] = bound[parent[order]] + value[column[order]]
-            taken[:labels], spent[:labels] = (
-                np.asarray(self.new_taken)[order],
-                np.asarray(self.new_spent)[order],
-            )
-            if i % _EVERY == 0 and i + 1 < n:
-                with cython.nogil:
+                labels = self._gather(i, most)
+                if labels > 0 and i % every == 0 and i + 1 < self.n:
                     self._add_prices(i + 1, labels, cutoff)
-        best = int(np.argmin(spent[:labels]))
+            if labels == 0:
+                return None, self.dropped - self.error
+        spent = np.asarray(self.spent)[n % 2, :labels]
+        best = int(np.argmin(spent))
         plan, worth = np.empty(n, dtype=np.int64), float(spent[best])
         for i in range(n - 1, -1, -1):
-            before, chosen = steps[i]
-            plan[i], best = chosen[best], before[best]
+            plan[i], best = chosen[i, best], before[i, best]
         return plan, min(self.dropped, worth) - self.error
 
     @cython.cfunc
@@ -223,6 +217,7 @@ class Labels:
         self, i: cython.Py_ssize_t, labels: cython.Py_ssize_t, cutoff: cython.double, share: cython.double
     ) -> cython.void:
         """Let each label take each column of server i."""
+        now: cython.Py_ssize_t = i % 2
         sets: cython.Py_ssize_t = self.sets
         rows: cython.Py_ssize_t = self.rows
         s: cython.Py_ssize_t
@@ -239,7 +234,7 @@ class Labels:
         self.count, self.heap_count, self.threshold = 0, 0, cutoff
         self._clear()
         for s in range(labels):
-            mine = cython.address(self.bound[s, 0])
+            mine = cython.address(self.bound[now, s, 0])
             for c in range(self.start[i], self.start[i + 1]):
                 its = cython.address(self.value[c, 0])
                 # The set that excluded the last one often excludes the next.
@@ -257,26 +252,31 @@ class Labels:
                 charge = 0.0
                 fits = True
                 for r in range(rows):
-                    y = self.taken[s, r] + self.usage[c, r]
+                    y = self.taken[now, s, r] + self.usage[c, r]
                     if y + self.least[i + 1, r] > self.slack[r]:
                         fits = False
                         break
                     y += self.beyond[i + 1, r]
                     charge += y * self.excess_price[r] if y > 0 else -y * self.lack_price[r]
                 if fits:
-                    self._keep(s, c, x, x + share * charge)
+                    self._keep(now, s, c, x, x + share * charge)
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def _keep(
-        self, s: cython.Py_ssize_t, c: cython.Py_ssize_t, lowest: cython.double, rating: cython.double
+        self,
+        now: cython.Py_ssize_t,
+        s: cython.Py_ssize_t,
+        c: cython.Py_ssize_t,
+        lowest: cython.double,
+        rating: cython.double,
     ) -> cython.void:
         """Note a label, in the place of one that takes the same and is worth more."""
         rows: cython.Py_ssize_t = self.rows
         size: cython.Py_ssize_t = self.table.shape[0]
         at: cython.Py_ssize_t = self.count
-        spent: cython.double = self.spent[s] + self.worth[c]
+        spent: cython.double = self.spent[now, s] + self.worth[c]
         place: cython.Py_ssize_t
         other: cython.Py_ssize_t
         r: cython.Py_ssize_t
@@ -285,7 +285,7 @@ class Labels:
             self.dropped = min(self.dropped, lowest)
             return
         for r in range(rows):
-            self.new_taken[at, r] = self.taken[s, r] + self.usage[c, r]
+            self.new_taken[at, r] = self.taken[now, s, r] + self.usage[c, r]
         place = self._place(at)
         while self.table[place] >= 0:
             other = self.table[place]
@@ -390,6 +390,73 @@ class Labels:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
+    def _gather(self, i: cython.Py_ssize_t, width: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        """Make the labels of the next layer, the one of the lowest rating first; how many."""
+        now: cython.Py_ssize_t = i % 2
+        labels: cython.Py_ssize_t = min(self.count, width)
+        at: cython.Py_ssize_t
+        s: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        first: cython.Py_ssize_t = 0
+        for at in range(self.count):
+            self.order[at] = at
+        if self.count > width:
+            self._part(width)
+            for s in range(width, self.count):
+                self.dropped = min(self.dropped, self.lowest[self.order[s]])
+        self.least_bound = _INF
+        for s in range(labels):
+            if self.rating[self.order[s]] < self.rating[self.order[first]]:
+                first = s
+            self.least_bound = min(self.least_bound, self.lowest[self.order[s]])
+        if labels:
+            self.order[0], self.order[first] = self.order[first], self.order[0]
+        for s in range(labels):
+            at = self.order[s]
+            self.before[i, s] = cython.cast(cython.int, self.parent[at])
+            self.chosen[i, s] = cython.cast(cython.int, self.column[at])
+            self.spent[1 - now, s] = self.new_spent[at]
+            for r in range(self.rows):
+                self.taken[1 - now, s, r] = self.new_taken[at, r]
+            for k in range(self.sets):
+                self.bound[1 - now, s, k] = (
+                    self.bound[now, self.parent[at], k] + self.value[self.column[at], k]
+                )
+        return labels
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _part(self, width: cython.Py_ssize_t) -> cython.void:
+        """Move the labels of the lowest ratings to the front (Hoare 1961, doi:10.1145/366622.366647)."""
+        low: cython.Py_ssize_t = 0
+        high: cython.Py_ssize_t = self.count - 1
+        a: cython.Py_ssize_t
+        b: cython.Py_ssize_t
+        pivot: cython.double
+        while low < high:
+            pivot = self.rating[self.order[(low + high) // 2]]
+            a, b = low, high
+            while a <= b:
+                while self.rating[self.order[a]] < pivot:
+                    a += 1
+                while self.rating[self.order[b]] > pivot:
+                    b -= 1
+                if a <= b:
+                    self.order[a], self.order[b] = self.order[b], self.order[a]
+                    a += 1
+                    b -= 1
+            if width <= b:
+                high = b
+            elif width >= a:
+                low = a
+            else:
+                break
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _add_prices(
         self, i: cython.Py_ssize_t, labels: cython.Py_ssize_t, cutoff: cython.double
     ) -> cython.void:
@@ -405,13 +472,12 @@ class Labels:
         x: cython.double
         least: cython.double
         lifted: cython.double
-        if new == self.duals.shape[0]:
-            return
+        now: cython.Py_ssize_t = i % 2
         for k in range(self.sets):
-            if self.bound[0, k] > self.bound[0, best]:
+            if self.bound[now, 0, k] > self.bound[now, 0, best]:
                 best = k
         lifted = self._ascend(i, best, cutoff)
-        if lifted <= self.bound[0, best] + _LIFT * (cutoff - self.bound[0, best]):
+        if lifted <= self.bound[now, 0, best] + _LIFT * (cutoff - self.bound[now, 0, best]):
             return
         for r in range(rows):
             self.duals[new, r] = self.better[r]
@@ -428,10 +494,10 @@ class Labels:
                 self.value[c, new] -= least
             self.rest[j, new] = self.rest[j + 1, new] + least
         for s in range(labels):
-            x = self.spent[s] + self.rest[i, new]
+            x = self.spent[now, s] + self.rest[i, new]
             for r in range(rows):
-                x += self.better[r] * (self.taken[s, r] - self.limits[r])
-            self.bound[s, new] = x
+                x += self.better[r] * (self.taken[now, s, r] - self.limits[r])
+            self.bound[now, s, new] = x
         self.sets += 1
 
     @cython.cfunc
@@ -440,7 +506,8 @@ class Labels:
     def _ascend(self, i: cython.Py_ssize_t, first: cython.Py_ssize_t, cutoff: cython.double) -> cython.double:
         """Raise the bound of the first label by subgradient steps from a set; to what, at `better`."""
         rows: cython.Py_ssize_t = self.rows
-        best: cython.double = self.bound[0, first]
+        now: cython.Py_ssize_t = i % 2
+        best: cython.double = self.bound[now, 0, first]
         aim: cython.double = _AIM * (cutoff - best)
         bound: cython.double
         x: cython.double
@@ -455,9 +522,9 @@ class Labels:
         for r in range(rows):
             self.trial[r] = self.better[r] = self.duals[first, r]
         for _turn in range(_STEPS):
-            bound = self.spent[0]
+            bound = self.spent[now, 0]
             for r in range(rows):
-                self.slope[r] = self.taken[0, r] - self.limits[r]
+                self.slope[r] = self.taken[now, 0, r] - self.limits[r]
                 bound += self.trial[r] * self.slope[r]
             for j in range(i, self.n):
                 least, cheapest = _INF, 0

@@ -36,27 +36,22 @@ _PLAN_COLUMNS = (500, 2000, 6000)
 # Columns beside those of the master's solution that a repair chooses from.
 _REPAIR_COLUMNS = 30_000
 
-# Beam searches for a plan, one after the other: with a mix, with a mix of few servers, and with one type; and
-# from how many servers on. The best plan of a smaller fleet is farther from the bound than they look.
+# Beam searches for a plan, one after the other: with a mix, and with one type; and from how many servers on.
+# The best plan of a smaller fleet is farther from the bound than they look.
 _EFFORTS = (
     Effort(0.05, 0.1, 100, 200),
     Effort(0.01, 0.03, 100, 200),
     Effort(0.1, 0.3, 300, 500),
     Effort(0.01, 0.1, 300, 500),
 )
-_EFFORTS_OF_FEW = (
-    Effort(0.3, 0.5, 100, 200),
-    Effort(0.3, 0.5, 100, 200, room=10.0),
-    Effort(0.1, 0.3, 300, 500, room=3.0),
-)
 _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
 
-# A plan is sought by dynamic programming so many gaps above the bound.
-_SELECTED = 3.0
-
-# What closes the gap of a small fleet betters a plan so many gaps from the bound sooner than a beam search.
-_NEARLY_GOOD = 1.25
+# A plan is sought by dynamic programming so many gaps above the bound, among mixes of divided servers for one
+# so many gaps above it; then farther, where there is none. In fleets of fewer than so many servers it is
+# bettered by less than a gap, too: the farther it is, the more columns are listed to prove it.
+_SELECTED = ((3.0, 1.0), (9.0, 3.0))
+_BETTERED_BELOW, _BETTERED = 40, 0.1
 
 # Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
 # may be above the bound, and how many at most.
@@ -75,6 +70,14 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     known = search.incumbent_in(stage, priced.columns)
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
+    is_cost = stage.money == 1.0
+    selects = is_selected(search)
+    if priced.master is not None and selects and not search.mixes and not is_cost:
+        # At the cost level, what closes the gap looks at all columns at once.
+        best, value = _by_selection(search, stage, priced, priced.master, good, best, value)
+        if best is not None and value <= good:
+            search.adopt(search.plan_of(best))
+            return best
     listed = search.listed(stage, priced.columns)
     distance = listed.distance(priced.duals, priced.reduced, chosen)
     # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
@@ -102,8 +105,9 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         best, value = _better(stage, priced.columns, found, best, value)
         if repair is not None or count >= len(nearest):
             break
-    if stage.money == 1.0 and priced.master is not None:
-        by = _by_selection if is_selected(search) else _by_beams
+    if priced.master is not None and is_cost:
+        # At levels of service too many mixes are worth the same.
+        by = _by_selection if selects and search.mixes else _by_beams
         best, value = by(search, stage, priced, priced.master, good, best, value)
     best, value = _by_programs(search, stage, priced, nearest, good, best, value)
     if best is not None:
@@ -158,9 +162,8 @@ def _by_beams(
 ) -> tuple[Columns | None, float]:
     """Better a plan by beam searches until one is good, or all were tried."""
     choice: _Choice | None = None
-    enough = priced.bound + (_NEARLY_GOOD if search.is_closable else 1.0) * (good - priced.bound)
     for effort in _efforts(search):
-        if value <= enough or search.left_s() <= 0:
+        if value <= good or search.left_s() <= 0:
             break
         room = effort.room * (good - priced.bound)
         if choice is None or choice.room != room:
@@ -181,18 +184,19 @@ def _by_selection(
 ) -> tuple[Columns | None, float]:
     """Better a plan by dynamic programming, where that is not near enough to the bound."""
     step = good - priced.bound
-    if value <= good:
-        return best, value
-    choice = _choice(search, stage, priced, master, step)
-    near = choice.reduced <= _SELECTED * step
-    near[choice.chosen] = True
-    which = np.flatnonzero(near)
-    cutoff = min(value, priced.bound + _SELECTED * step)
-    found, _ = selected(
-        choice.listed.take(which), priced.duals, cutoff, step, good, search.left_s, choice.expected
-    )
-    if found is not None and search.fits(stage, choice.columns.take(which[found])):
-        best, value = _better(stage, choice.columns, which[found], best, value)
+    least = step * (_BETTERED if search.servers.count < _BETTERED_BELOW else 1.0)
+    for reach, room in _SELECTED:
+        if value <= good or search.left_s() <= 0:
+            break
+        choice = _choice(search, stage, priced, master, room * step)
+        near = choice.reduced <= reach * step
+        near[choice.chosen] = True
+        which = np.flatnonzero(near)
+        listed, cutoff = choice.listed.take(which), min(value, priced.bound + reach * step)
+        found, _ = selected(listed, priced.duals, cutoff, least, good, search.left_s, choice.expected)
+        if found is not None and search.fits(stage, choice.columns.take(which[found])):
+            best, value = _better(stage, choice.columns, which[found], best, value)
+            break
     return best, value
 
 
@@ -212,9 +216,7 @@ def _efforts(search: Search) -> tuple[Effort, ...]:
     count = search.servers.count
     if not search.mixes:
         return _EFFORTS_OF_ONE_TYPE if count >= _MATCHED_ONE_TYPE_FROM else ()
-    if count < _MATCHED_FROM:
-        return ()
-    return _EFFORTS_OF_FEW if search.is_closable else _EFFORTS
+    return _EFFORTS if count >= _MATCHED_FROM else ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,18 +22,11 @@ if TYPE_CHECKING:
     from solver.prices import Listed
     from solver.search import Search
 
-# Labels of a layer.
-_WIDTH = 200
+# Servers of a fleet with one type, above the first: small ones are for branch and bound over knapsacks.
+_FEWEST, _MOST = 100, 1_500
 
-# Searches one after the other, each with the prices that those before it added: what part of the worth of an
-# expected excess or lack counts when the first server was decided; it grows to that at the last one. Few
-# servers leave no room for what is expected.
-_CHARGED = ((0.01, 1.0), (0.1, 0.1), (0.0, 0.0))
-_CHARGED_OF_FEW, _FEW = ((0.0, 0.0), (0.01, 1.0), (0.1, 0.1)), 40
-
-# Sets of prices, and the factors that tell them from the best ones, as standard deviations of logarithms:
-# when some servers are decided the best prices for the rest are other ones.
-_SETS = 48
+# What tells sets of prices from the best ones, as standard deviations of logarithms: when some servers are
+# decided, the best prices for the rest are other ones.
 _FACTORS = (0.03, 0.3)
 
 # Price of a unit of a limit that has none, relative to the worth of a usual unit: of one beyond it, and in
@@ -43,9 +37,38 @@ _UNPRICED = 0.001
 _TINY = 1e-9
 
 
+@dataclass(frozen=True)
+class _Effort:
+    """How to search.
+
+    Attributes
+    ----------
+    sets : int
+        Of prices.
+    searches : tuple of (int, float, float)
+        One after the other, each with the prices that those before it added: labels of a layer, and what part
+        of the worth of an expected excess or lack counts in their rating before the first server is decided,
+        and after the last.
+    """
+
+    sets: int
+    searches: tuple[tuple[int, float, float], ...]
+
+
+# Where fewer than so many servers are to be decided, more than so many, and in between. Few servers leave no
+# room for what is expected.
+_FEW, _MANY = 40, 300
+_EFFORT_OF_FEW = _Effort(32, ((80, 0.0, 0.0), (160, 0.01, 1.0), (320, 0.1, 0.1)))
+_EFFORT_OF_MANY = _Effort(
+    16, ((100, 0.01, 1.0), (100, 0.1, 0.1), (100, 0.0, 0.0), (100, 0.01, 1.0), (100, 0.0, 0.0))
+)
+_EFFORT = _Effort(48, tuple((200, low, high) for _, low, high in _EFFORT_OF_MANY.searches))
+
+
 def is_selected(search: Search) -> bool:
-    """Whether plans are made by dynamic programming: with a mix, in small fleets."""
-    return IS_COMPILED and search.mixes and search.is_closable
+    """Whether plans are made by dynamic programming."""
+    count = search.servers.count
+    return IS_COMPILED and (search.is_closable if search.mixes else _FEWEST < count <= _MOST)
 
 
 def selected(
@@ -56,6 +79,7 @@ def selected(
     good: float,
     left_s: Callable[[], float],
     expected: FloatArray | None = None,
+    wider: int = 1,
 ) -> tuple[IntArray | None, float]:
     """Find one column of each server that together keep the limits and are worth less than `cutoff`, or near.
 
@@ -74,6 +98,8 @@ def selected(
         Seconds that are left.
     expected : (n, R) float or None
         What each server takes in the relaxation. None where a proof is wanted more than a plan.
+    wider : int
+        Times as many labels of a layer as usual.
 
     Returns
     -------
@@ -84,7 +110,16 @@ def selected(
     """
     first = np.flatnonzero(np.r_[True, np.diff(listed.server) != 0])
     sizes = np.diff(np.r_[first, len(listed.server)])
+    only = first[sizes == 1]
+    free = np.flatnonzero(np.repeat(sizes, sizes) > 1)
+    if len(only) and len(free):
+        rest = replace(listed.take(free), limits=listed.limits - listed.usage[only].sum(axis=0))
+        fixed = float(listed.worth[only].sum())
+        usage = None if expected is None else expected[sizes > 1]
+        found, bound = selected(rest, duals, cutoff - fixed, step, good - fixed, left_s, usage, wider)
+        return None if found is None else np.sort(np.r_[only, free[found]]), bound + fixed
     count = len(sizes)
+    effort = _EFFORT_OF_FEW if count < _FEW else _EFFORT_OF_MANY if count > _MANY else _EFFORT
     usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
     beyond = np.maximum(duals, _UNPRICED * usual)
     spread = np.maximum.reduceat(listed.usage, first) - np.minimum.reduceat(listed.usage, first)
@@ -99,17 +134,18 @@ def selected(
         worth,
         listed.usage[which],
         listed.limits,
-        _around(duals, usual),
+        _around(duals, usual, effort.sets),
         np.zeros((count, len(duals))) if expected is None else expected[order],
         np.stack([beyond, duals]),
     )
-    best, value, bound = None, np.inf, -np.inf
+    best: IntArray | None = None
+    value, bound = np.inf, -np.inf
     progress = np.arange(1, count + 1) / count
-    for low, high in _CHARGED_OF_FEW if count < _FEW else _CHARGED:
+    for width, low, high in effort.searches:
         share = np.zeros(count)
         if high > 0 and expected is not None:
             share = high * (low / high) ** (1.0 - progress)
-        plan, lowest = labels.search(cutoff, _WIDTH, share, left_s)
+        plan, lowest = labels.search(cutoff, wider * width, share, left_s)
         bound = max(bound, lowest)
         if plan is not None and worth[plan].sum() < value:
             best, value = plan, float(worth[plan].sum())
@@ -119,12 +155,12 @@ def selected(
     return None if best is None else np.sort(which[best]), bound
 
 
-def _around(duals: FloatArray, usual: FloatArray) -> FloatArray:
+def _around(duals: FloatArray, usual: FloatArray, sets: int) -> FloatArray:
     """Return sets of prices around the best ones, these first, shape (K, R)."""
     rng = np.random.default_rng(0)
-    shape = (_SETS, len(duals))
+    shape = (sets, len(duals))
     low, high = np.log(_FACTORS)
-    size = np.exp(np.linspace(low, high, 8))[np.arange(_SETS) % 8][:, None]
+    size = np.exp(np.linspace(low, high, 8))[np.arange(sets) % 8][:, None]
     moved = duals * np.exp(size * rng.normal(size=shape))
     new = _UNPRICED * usual * size * np.abs(rng.normal(size=shape)) * (rng.random(shape) < 0.5)
     result: FloatArray = np.where(rng.random(shape) < 0.5, np.where(duals > 0, moved, new), duals)

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from fleets import fleet
 
-from solver import assignment, backends, bounding, closing, planning
+from solver import assignment, backends, bounding, closing, planning, selection
 from solver import decompose as decomposition
 from solver import search as searching
 from solver.backends.greedy import greedy
@@ -23,7 +23,7 @@ from solver.prices import Listed
 from solver.pricing import Columns, Servers, single_type
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Plan, Policy
 from solver.reduce import dominated, keep
-from solver.search import Search
+from solver.search import Priced, Search
 from solver.solve import solve
 from solver.stage import Stage
 
@@ -622,3 +622,52 @@ def test_a_plan_with_dominated_options_is_a_start_too() -> None:
     solved = decompose(problem, backends.get("highs"), SolveOptions(time_limit_s=1e-6), start=start)
     assert violations(problem, solved.plan) == []
     assert values(problem, solved.plan) <= values(problem, start)
+
+
+@compiled
+def test_dynamic_programming_finds_the_optimum_of_small_systems_with_one_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where all columns are there it makes the plan and the proof: as for fleets of hundreds, and more."""
+    monkeypatch.setattr(selection, "_FEWEST", 0)
+    closed: list[bool] = []
+    whole = closing._select_listed
+
+    def recorded(
+        search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float
+    ) -> tuple[float, float]:
+        after, proven = whole(search, stage, priced, value, bound, step)
+        assert after <= value
+        assert bound <= proven <= after * (1 + 1e-9) + 1e-9
+        closed.append(after - proven <= step + 1e-6 and proven > bound)
+        return after, proven
+
+    monkeypatch.setattr(closing, "_select_listed", recorded)
+    driver = backends.get("highs")
+    for seed in range(700):
+        problem = oracle.random_problem(seed)
+        best = oracle.best(problem)
+        solved = decompose(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == [], seed
+        assert values(problem, solved.plan) == pytest.approx(best.values, rel=1e-5, abs=1e-5), seed
+        for found, value in zip(solved.levels, best.values, strict=True):
+            assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+    assert sum(closed) > 20
+
+
+@compiled
+@pytest.mark.parametrize("stock", [1.05, 0.7])
+def test_dynamic_programming_and_the_rest_agree_on_a_fleet_of_one_type(
+    stock: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = fleet(150, 1, mix=False, stock=stock)
+    options = SolveOptions(relative_gap=1e-3, time_limit_s=30.0)
+    driver = backends.get("highs")
+    with_it = decompose(problem, driver, options)
+    monkeypatch.setattr(selection, "IS_COMPILED", False)
+    without = decompose(problem, driver, options)
+    for one, other in zip(with_it.levels, without.levels, strict=True):
+        assert one.bound <= other.value + 1e-6 * max(1.0, abs(other.value))
+        assert other.bound <= one.value + 1e-6 * max(1.0, abs(one.value))
+    assert with_it.termination is Termination.OPTIMAL
+    assert violations(problem, with_it.plan) == []
