@@ -14,8 +14,9 @@ from solver.listed import below, with_columns
 from solver.milp import Milp, Termination
 from solver.mixtures import mixtures
 from solver.problem import HOLD_TOLERANCE
+from solver.proving import proven
 from solver.search import MOST_COLUMNS
-from solver.selection import is_selected, selected
+from solver.selection import is_selected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,14 +48,6 @@ _STARTED = 700
 
 # Columns of the first program; most mixes of a server to list.
 _FIRST_COLUMNS, _MOST_LISTED = 1_000, 500
-
-# The same where dynamic programming chooses: how far above the bound it begins, in steps; most mixes of a
-# server to list, and partial plans of a layer.
-_FIRST_REACH, _MOST_SELECTED, _MOST_STATES = 0.5, 3_000, 20_000
-
-# With one type, where all columns are there: the same, and how many times wider layers are once, if no more
-# steps are left than this.
-_FIRST_REACH_OF_LISTED, _WIDER, _LITTLE = 3.0, 4, 4.0
 
 # Relative differences below this are rounding.
 _TINY = 1e-9
@@ -95,8 +88,8 @@ def close(
 
     `step` is the least improvement worth looking for.
     """
-    if not search.mixes and stage.money == 1.0 and is_selected(search):
-        value, bound = _select_listed(search, stage, priced, value, bound, step)
+    if stage.money == 1.0 and is_selected(search):
+        value, bound = proven(search, stage, priced, value, bound, step, _until_s(search, stage, value))
         if bound >= value - step - _TINY * max(1.0, abs(bound)):
             return bool(np.isfinite(value)), bound
     value, bound, near = assigned(search, stage, priced, value, bound, step)
@@ -105,12 +98,8 @@ def close(
     if not near.all():
         priced = replace(priced, columns=priced.columns.take(near), reduced=priced.reduced[near])
     compact = search.mixes and search.is_closable
-    # Where not everything can be served there are other stages to come.
-    last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
-    until_s = 0.0 if last else 0.5 * search.left_s()
+    until_s = _until_s(search, stage, value)
     widen_s = until_s + _TIME_AFTER_WIDENING * (search.left_s() - until_s) if compact else until_s
-    if search.mixes and stage.money == 1.0 and is_selected(search):
-        value, bound = _select(search, stage, priced, value, bound, step, until_s)
     if not search.mixes or stage.money == 1.0:
         # Without money too many mixes are worth the same.
         value, bound = _widen(search, stage, priced, value, bound, step, widen_s)
@@ -127,95 +116,10 @@ def close(
     return bool(np.isfinite(value)), bound
 
 
-def _select_listed(
-    search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float
-) -> tuple[float, float]:
-    """Choose among all columns near the bound, more each time; the best value and the bound."""
-    pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
-    reach, width = _FIRST_REACH_OF_LISTED * pace, 1
-    while search.left_s() > 0 and bound < value - step - _TINY * max(1.0, abs(bound)):
-        cutoff = min(value, priced.bound + reach)
-        near = priced.reduced <= (cutoff - priced.bound) * (1.0 + _ROUNDING)
-        columns = priced.columns.take(near)
-        if len(np.unique(columns.server)) < int(stage.active.sum()):
-            plan, lowest = None, np.inf
-        else:
-            listed = search.listed(stage, columns)
-            plan, lowest = selected(listed, priced.duals, cutoff, step, -np.inf, search.left_s, wider=width)
-        if plan is not None:
-            chosen = columns.take(plan)
-            worth = float(stage.worth(chosen).sum())
-            if worth < value and search.fits(stage, chosen):
-                value = worth
-                search.adopt(search.plan_of(chosen))
-        bound = max(bound, min(lowest, cutoff, value))
-        if priced.bound + reach >= value or near.all():
-            # All that betters the plan was looked at. Once more, and closer, if little is missing; with a
-            # level that is held, it is mostly the bound that is, and wider layers lift it little.
-            if width > 1 or stage.held or value - bound > _LITTLE * pace:
-                break
-            width = _WIDER
-        reach *= 2.0
-    return value, bound
-
-
-def _select(
-    search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float, until_s: float
-) -> tuple[float, float]:
-    """List all mixes near the bound, more each time, and choose among them; the best value and the bound."""
-    active = np.flatnonzero(stage.active)
-    prices = stage.prices(priced.duals)
-    pace = max(step, _LEAST_STEP * abs(priced.bound), _TINY)
-    first = min(_FIRST_REACH * pace, 3.0 * _FIRST_REACH_OF_MIX * abs(priced.bound) / len(active))
-    reach = first + bound - priced.bound
-    while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
-        rest = value - step - priced.bound
-        reach = min(reach, rest)
-        found = mixtures(
-            search.servers,
-            active,
-            prices,
-            stage.largest_unserved,
-            np.full(search.servers.count, reach),
-            search.left_s,
-            most_columns=_MOST_SELECTED,
-            most_states=_MOST_STATES,
-            tally=search.tally(stage),
-        )
-        reduced = found.columns.value(prices) - priced.lower[found.columns.server]
-        # As far as every mix is there.
-        whole = float((found.reach[active] - priced.lower[active]).min())
-        is_whole = whole >= reach * (1.0 - _ROUNDING)
-        if not is_whole:
-            reach = whole
-            if priced.bound + reach <= bound:
-                break
-        near = np.flatnonzero(reduced <= reach * (1.0 + _ROUNDING))
-        columns = found.columns.take(near[np.argsort(found.columns.server[near], kind="stable")])
-        end = priced.bound + reach
-        if len(np.unique(columns.server)) < len(active):
-            lowest = np.inf
-            plan = None
-        else:
-            plan, lowest = selected(
-                search.listed(stage, columns),
-                priced.duals,
-                end,
-                0.0,
-                -np.inf,
-                lambda: search.left_s() - until_s,
-                wider=_WIDER,
-            )
-        if plan is not None:
-            chosen = columns.take(plan)
-            if search.fits(stage, chosen):
-                value = min(value, float(stage.worth(chosen).sum()))
-                search.adopt(search.plan_of(chosen))
-        bound = max(bound, min(lowest, end, value))
-        if lowest < end or not is_whole or reach >= rest:
-            break
-        reach *= 2.0
-    return value, bound
+def _until_s(search: Search, stage: Stage, value: float) -> float:
+    """Seconds to leave: where not everything can be served there are other stages to come."""
+    is_last = stage.money == 1.0 and (np.isfinite(value) or stage.reached is not None)
+    return 0.0 if is_last else 0.5 * search.left_s()
 
 
 def _widen(

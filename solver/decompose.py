@@ -5,10 +5,10 @@
    the worth of the inventory is a lower bound (the Lagrangian bound). Newton's method finds prices that are
    good for one-type columns, or for fractional mixes (`prices`); a restricted master program over the columns
    near the bound finds the last digits (Dantzig-Wolfe; `bounding`).
-3. The columns that the master takes nearly fit. A few servers are changed to make them fit (`repair`), dynamic
-   programming or a beam search chooses among columns near the bound (`selection`, `beam`, `between`), or small
-   integer programs do (`planning`).
-4. Dynamic programming over all columns near the bound proves the plan, or finds a better one (`selection`).
+3. The columns that the master takes nearly fit. A few servers are changed to make them fit (`repair`), or
+   dynamic programming, a beam search or small integer programs choose among columns near the bound
+   (`selection`, `beam`, `between`, `planning`).
+4. Dynamic programming over all columns near the bound proves the plan, or finds a better one (`proving`).
    Where that leaves a gap: programs over all columns whose reduced cost is below a reach, which is widened
    until they make a plan. What they do not make is not there, so each of them lifts the bound by its reach.
    With a mix, servers with too many such columns stand in them in compact form (`closing`, `listed`, `cuts`).

@@ -106,7 +106,7 @@ def selected(
     plan : (n,) int or None
         Columns, one of each server, in their order.
     bound : float
-        No plan of these columns is worth less than the lesser of this and `cutoff`; inf where there is none.
+        No plan of these columns is worth less. At most `cutoff`, and what the plan is worth.
     """
     first = np.flatnonzero(np.r_[True, np.diff(listed.server) != 0])
     sizes = np.diff(np.r_[first, len(listed.server)])
@@ -150,9 +150,9 @@ def selected(
         if plan is not None and worth[plan].sum() < value:
             best, value = plan, float(worth[plan].sum())
             cutoff = min(cutoff, value)
-        if cutoff <= good or cutoff - bound <= step or left_s() <= 0:
+        if value <= good or cutoff - bound <= step or left_s() <= 0:
             break
-    return None if best is None else np.sort(which[best]), bound
+    return None if best is None else np.sort(which[best]), min(bound, cutoff)
 
 
 def _around(duals: FloatArray, usual: FloatArray, sets: int) -> FloatArray:

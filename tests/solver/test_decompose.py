@@ -631,18 +631,18 @@ def test_dynamic_programming_finds_the_optimum_of_small_systems_with_one_type(
     """Where all columns are there it makes the plan and the proof: as for fleets of hundreds, and more."""
     monkeypatch.setattr(selection, "_FEWEST", 0)
     closed: list[bool] = []
-    whole = closing._select_listed
+    whole = closing.proven
 
     def recorded(
-        search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float
+        search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float, until_s: float
     ) -> tuple[float, float]:
-        after, proven = whole(search, stage, priced, value, bound, step)
+        after, proven = whole(search, stage, priced, value, bound, step, until_s)
         assert after <= value
         assert bound <= proven <= after * (1 + 1e-9) + 1e-9
         closed.append(after - proven <= step + 1e-6 and proven > bound)
         return after, proven
 
-    monkeypatch.setattr(closing, "_select_listed", recorded)
+    monkeypatch.setattr(closing, "proven", recorded)
     driver = backends.get("highs")
     for seed in range(700):
         problem = oracle.random_problem(seed)
