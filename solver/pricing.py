@@ -203,6 +203,11 @@ class Servers:
                 result[s] = 1.0 - served
         return result
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether `single_type` lists every column, not only those that suffice for the bound."""
+        return not self.problem.policy.partial or int(self.most.sum()) <= _MOST_PARTIAL_COLUMNS
+
     def _unserved_alone(self, replicas: IntArray) -> FloatArray:
         """Unserved share of each option's server with so many replicas of that option only, shape (J,)."""
         return self.unserved_with(np.arange(len(replicas)), replicas)
@@ -269,7 +274,7 @@ def single_type(servers: Servers) -> Columns:
     if not problem.policy.partial:
         option = np.flatnonzero(most >= needed)
         replicas = needed[option]
-    elif most.sum() <= _MOST_PARTIAL_COLUMNS:
+    elif servers.is_listed:
         option = np.repeat(np.arange(len(most)), most)
         replicas = np.arange(len(option)) - np.repeat(np.cumsum(most) - most, most) + 1
     else:
