@@ -131,24 +131,25 @@ def test_without_time_there_is_no_plan_and_no_proof() -> None:
     assert bound == -np.inf
 
 
-def test_more_labels_than_there_is_room_for_are_left_out_with_their_bound() -> None:
-    """Every choice takes something else: thousands of labels, of which ten stay."""
-    rng = np.random.default_rng(0)
-    servers, each = 6, 40
-    server = np.repeat(np.arange(servers), each)
-    usage = rng.random((servers * each, 2))
-    worth = rng.random(servers * each)
-    listed = Listed(server, worth, usage, np.array([2.0, 2.0]), 0.5)
-    zero = np.zeros(servers)
-    plans, bounds = [], []
-    for width in (10, 200, 5_000):
-        plan, bound = _labels(listed, 0).search(1e9, width, zero, lambda: 10.0)
-        assert plan is not None
-        _check_plan(listed, plan, float(worth[plan].sum()))
-        plans.append(float(worth[plan].sum()))
-        bounds.append(bound)
-    assert bounds[0] <= bounds[1] + 1e-9 <= bounds[2] + 2e-9 <= min(plans) + 1e-6
-    assert bounds[0] < bounds[2] - 1e-3
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("width", [2, 30, 150, 2_000])
+def test_what_a_layer_has_no_room_for_counts_in_the_bound(width: int, share: float) -> None:
+    """Every choice takes something else, so the labels of a layer are many times what it keeps."""
+    proven = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        usage, worth = rng.random((3 * 40, 2)), rng.random(3 * 40)
+        listed = Listed(np.repeat(np.arange(3), 40), worth, usage, np.array([0.9, 0.9]), 0.5)
+        first, second, third = np.meshgrid(*(np.arange(40) + 40 * s for s in range(3)), indexing="ij")
+        fits = (usage[first] + usage[second] + usage[third] <= 0.9).all(axis=-1)
+        best = float((worth[first] + worth[second] + worth[third])[fits].min())
+        plan, bound = _labels(listed, seed).search(1e9, width, np.full(3, share), lambda: 10.0)
+        assert bound <= best + 1e-9
+        if plan is not None:
+            _check_plan(listed, plan, float(worth[plan].sum()))
+            assert worth[plan].sum() >= best - 1e-9
+        proven += plan is not None and bound >= worth[plan].sum() - 1e-9
+    assert proven == 10 if width == 2_000 else proven < 10 or width > 2
 
 
 @pytest.mark.parametrize("is_expected", [True, False])
