@@ -11,7 +11,7 @@ ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 ARG EXTRAS=controller
 WORKDIR /src
-# Four modules are compiled; the image that runs has no compiler.
+# Five modules are compiled; the image that runs has no compiler.
 RUN command -v cc >/dev/null \
     || (apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev)
 COPY pyproject.toml README.md LICENSE ./

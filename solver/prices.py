@@ -3,15 +3,21 @@
 At prices ``pi`` the bound is the sum over the servers of ``min (worth + usage @ pi)`` less ``limits @ pi``:
 concave, with a kink wherever a server changes its column. A soft minimum, ``-t log sum exp(-value / t)``,
 makes it smooth; its second derivatives are the covariances of what each server's columns take. t falls by
-steps.
+steps. The steps are compiled (`solver.smoothed`); where that is not there, array operations do the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+try:
+    from solver.smoothed import IS_COMPILED, Smoothed
+except ModuleNotFoundError:
+    # Not compiled, and no Cython to run it without.
+    IS_COMPILED = False
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,15 +186,6 @@ def parted(
     return search.best if search.best_value > 0 else None
 
 
-def _near(listed: Listed, duals: FloatArray, reduced: FloatArray, t: float) -> BoolArray:
-    """Columns that matter to the smoothed bound at these prices and near them."""
-    best = np.flatnonzero(reduced <= 0)
-    best = best[np.r_[True, np.diff(listed.server[best]) != 0]]
-    close: BoolArray = listed.distance(duals, reduced, best) < _PRICE_CHANGE
-    # Columns that take nothing are the way out where the others take too much.
-    return close | (reduced < _NO_WEIGHT * t) | ~listed.usage.any(axis=1)
-
-
 def _groups(server: IntArray) -> tuple[IntArray, IntArray]:
     """First column of each server that has one, and each column's position among these servers."""
     first = np.flatnonzero(np.r_[True, np.diff(server) != 0])
@@ -199,80 +196,132 @@ class _Search:
     """The ascent: prices, and the smoothing that is next."""
 
     def __init__(self, listed: Listed, duals: FloatArray, smoothing: float) -> None:
-        self._listed, self._duals, self.t = listed, duals, smoothing
-        self.best_value, self._reduced = listed.bound(duals)
-        self.best = duals
-        self._also = np.zeros(len(listed.server), dtype=bool)
-        self._is_first = True
+        self._scale, self._duals, self.t = listed.scale, duals, smoothing
+        self._bound = (_compiled if IS_COMPILED else _Arrays)(listed)
+        self.best, self.best_value = duals, self._bound.bound(duals)
 
     def step(self, most: FloatArray, left_s: Callable[[], float]) -> bool:
         """Maximise at one smoothing; whether a mixture of columns on the way nearly keeps the limits."""
-        listed, t = self._listed, self.t * self._listed.scale
-        near = _near(listed, self._duals, self._reduced, t) | self._also
+        bound, t = self._bound, self.t * self._scale
+        bound.look(_NO_WEIGHT * t, _PRICE_CHANGE)
         for _ in range(_MOST_TRIES):
-            few = listed.take(near)
-            soft = _Soft(few, t)
-            trial = soft.maximise(self._duals, most, left_s)
-            value, self._reduced = listed.bound(trial)
+            trial, fits = bound.maximise(self._duals, most, t, left_s)
+            value = bound.bound(trial)
             # Where columns left out are better at the new prices than those in, the way there was wrong.
-            missed = ~near & (self._reduced <= _NO_WEIGHT * t)
-            if not missed.any() or few.bound(trial)[0] - value <= _BALANCED * abs(value):
+            if not bound.widen(_NO_WEIGHT * t, value):
                 break
-            near |= missed
-        if self._is_first:
-            self._also, self._is_first = near, False
         self._duals = trial
         if value > self.best_value:
             self.best, self.best_value = trial, value
         self.t *= _FALL
-        return soft.fits
+        return fits
 
 
-class _Soft:
-    """The bound with a soft minimum at smoothing `t`; `fits` once a mixture nearly keeps the limits."""
+class _Bound(Protocol):
+    """The bound over listed columns, as it is and with a soft minimum over some: `Smoothed` or `_Arrays`."""
 
-    def __init__(self, listed: Listed, t: float) -> None:
-        self._listed, self._t = listed, t
-        self._first, self._group = _groups(listed.server)
-        self.fits = False
+    def bound(self, duals: FloatArray) -> float:
+        """Lagrangian bound at these prices."""
+
+    def look(self, reach: float, change: float) -> None:
+        """Let the columns take part that matter at the prices last looked at, and those of the first call.
+
+        Those no farther than `reach` above the best of their server, those that a relative change of prices
+        of less than `change` makes best, and those that take nothing.
+        """
+
+    def widen(self, reach: float, value: float) -> bool:
+        """Let those take part, too, that are no farther than `reach` at the prices last looked at.
+
+        Whether any were missed: none where those that take part give the bound, `value`, nearly.
+        """
+
+    def maximise(
+        self, duals: FloatArray, most: FloatArray, t: float, left_s: Callable[[], float]
+    ) -> tuple[FloatArray, bool]:
+        """Return the best prices within 0..`most` that a few projected Newton steps from `duals` reach.
+
+        And whether a mixture of columns on the way nearly keeps the limits.
+        """
+
+
+def _compiled(listed: Listed) -> _Bound:
+    start = np.r_[_groups(listed.server)[0], len(listed.server)]
+    usage, limits, scale = listed.usage, listed.limits, listed.scale
+    return Smoothed(start, listed.worth, usage, limits, scale, _NEWTON_STEPS, _BALANCED, _ROOM, _TINY)
+
+
+class _Arrays:
+    """The bound by array operations."""
+
+    def __init__(self, listed: Listed) -> None:
+        self._listed = self._few = listed
+        self._always = self._part = np.zeros(len(listed.server), dtype=bool)
+        self._is_first = True
+
+    def bound(self, duals: FloatArray) -> float:
+        value, self._reduced = self._listed.bound(duals)
+        self._duals = duals
+        return value
+
+    def look(self, reach: float, change: float) -> None:
+        listed, reduced = self._listed, self._reduced
+        best = np.flatnonzero(reduced <= 0)
+        best = best[np.r_[True, np.diff(listed.server[best]) != 0]]
+        close = listed.distance(self._duals, reduced, best) < change
+        # Columns that take nothing are the way out where the others take too much.
+        self._part = close | (reduced < reach) | ~listed.usage.any(axis=1) | self._always
+        if self._is_first:
+            self._always, self._is_first = self._part, False
+        self._few = listed.take(self._part)
+
+    def widen(self, reach: float, value: float) -> bool:
+        missed = ~self._part & (self._reduced <= reach)
+        if not missed.any() or self._few.bound(self._duals)[0] - value <= _BALANCED * abs(value):
+            return False
+        self._part |= missed
+        self._few = self._listed.take(self._part)
+        return True
+
+    def maximise(
+        self, duals: FloatArray, most: FloatArray, t: float, left_s: Callable[[], float]
+    ) -> tuple[FloatArray, bool]:
+        few, fits = self._few, False
+        first, group = _groups(few.server)
         # Worth of a column for each unit that a column takes of a row: the scale of its price.
-        self._usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
+        usual = few.scale / np.maximum(few.usage.mean(axis=0), _TINY)
 
-    def maximise(self, duals: FloatArray, most: FloatArray, left_s: Callable[[], float]) -> FloatArray:
-        """Return the best prices within 0..`most` that a few projected Newton steps from `duals` reach."""
-        usage, limits = self._listed.usage, self._listed.limits
-        value, share = self._value(duals)
+        def soft(duals: FloatArray) -> tuple[float, FloatArray]:
+            """Smoothed bound, and the share of each column in its server, shape (C,)."""
+            charged = few.worth + few.usage @ duals
+            least = np.minimum.reduceat(charged, first)
+            weight = np.exp((least[group] - charged) / t)
+            total = np.add.reduceat(weight, first)
+            value = float((least - t * np.log(total)).sum() - duals @ few.limits)
+            return value, weight / total[group]
+
+        value, share = soft(duals)
         for _ in range(_NEWTON_STEPS):
-            mean = np.add.reduceat(share[:, None] * usage, self._first, axis=0)
-            slope = mean.sum(axis=0) - limits
-            self.fits |= bool((slope <= _ROOM * limits).all())
+            mean = np.add.reduceat(share[:, None] * few.usage, first, axis=0)
+            slope = mean.sum(axis=0) - few.limits
+            fits |= bool((slope <= _ROOM * few.limits).all())
             free = ~(((duals <= 0) & (slope < 0)) | ((duals >= most) & (slope > 0)))
-            if left_s() <= 0 or not (np.abs(slope[free]) > _BALANCED * np.maximum(limits[free], 1.0)).any():
+            off = np.abs(slope) > _BALANCED * np.maximum(few.limits, 1.0)
+            if left_s() <= 0 or not off[free].any():
                 break
-            curve = ((usage.T * share) @ usage - mean.T @ mean)[np.ix_(free, free)] / self._t
-            # A row that no server hesitates about has no curvature: its price moves by `self._usual`.
-            ridge = (
-                np.abs(slope[free]) / self._usual[free] + _TINY * np.diag(curve).max(initial=0.0) + _TINY**9
-            )
+            curve = ((few.usage.T * share) @ few.usage - mean.T @ mean)[np.ix_(free, free)] / t
+            # A row that no server hesitates about has no curvature: its price moves by `usual`.
+            ridge = np.abs(slope[free]) / usual[free] + _TINY * np.diag(curve).max(initial=0.0) + _TINY**9
             step = np.zeros(len(duals))
             step[free] = np.linalg.solve(curve + np.diag(ridge), slope[free])
             length = 1.0
             while True:
                 trial = np.clip(duals + length * step, 0.0, most)
-                trial_value, trial_share = self._value(trial)
+                trial_value, trial_share = soft(trial)
                 if trial_value >= value + 1e-4 * float(slope @ (trial - duals)):
                     break
                 length *= 0.3
                 if length < 1e-5:
-                    return duals
+                    return duals, fits
             duals, value, share = trial, trial_value, trial_share
-        return duals
-
-    def _value(self, duals: FloatArray) -> tuple[float, FloatArray]:
-        """Smoothed bound, and the share of each column in its server, shape (C,)."""
-        charged = self._listed.worth + self._listed.usage @ duals
-        least = np.minimum.reduceat(charged, self._first)
-        weight = np.exp((least[self._group] - charged) / self._t)
-        total = np.add.reduceat(weight, self._first)
-        value = float((least - self._t * np.log(total)).sum() - duals @ self._listed.limits)
-        return value, weight / total[self._group]
+        return duals, fits

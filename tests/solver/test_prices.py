@@ -5,9 +5,16 @@ import pytest
 from choices import program
 from numpy.random import default_rng
 
-from solver import backends
+from solver import backends, prices
 from solver.milp import SolveOptions
 from solver.prices import Listed, along, ascend, parted
+
+compiled = pytest.mark.skipif(not prices.IS_COMPILED, reason="installed without a C compiler")
+
+
+@pytest.fixture(params=[pytest.param(True, marks=compiled), False], ids=["compiled", "arrays"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prices, "IS_COMPILED", request.param)
 
 
 def listed(servers: int, each: int, rows: int, seed: int, *, stock: float = 0.5) -> Listed:
@@ -27,7 +34,7 @@ def relaxed(columns: Listed) -> float:
 
 
 @pytest.mark.parametrize("stock", [0.3, 0.6, 0.9])
-def test_prices_reach_the_linear_program(stock: float) -> None:
+def test_prices_reach_the_linear_program(way: None, stock: float) -> None:
     for seed in range(10):
         columns = listed(200, 8, 5, seed, stock=stock)
         best = ascend(columns, np.zeros(5), np.full(5, 1e4), 0.05, lambda: 1.0)
@@ -39,7 +46,7 @@ def test_prices_reach_the_linear_program(stock: float) -> None:
         assert (best >= 0.0).all()
 
 
-def test_prices_never_get_worse_and_stay_in_their_box() -> None:
+def test_prices_never_get_worse_and_stay_in_their_box(way: None) -> None:
     columns = listed(100, 6, 4, 3)
     good = ascend(columns, np.zeros(4), np.full(4, 1e4), 0.05, lambda: 1.0)
     again = ascend(columns, good, np.full(4, 1e4), 0.05, lambda: 1.0)
@@ -49,10 +56,25 @@ def test_prices_never_get_worse_and_stay_in_their_box() -> None:
     assert columns.bound(low)[0] >= columns.bound(np.zeros(4))[0]
 
 
-def test_without_time_the_prices_are_those_given() -> None:
+def test_without_time_the_prices_are_those_given(way: None) -> None:
     columns = listed(50, 6, 4, 1)
     given = np.array([1.0, 0.0, 2.0, 0.5])
     assert (ascend(columns, given, np.full(4, 1e4), 0.05, lambda: 0.0) == given).all()
+
+
+@compiled
+def test_compiled_steps_are_those_of_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = np.full(4, 1e4)
+    for seed in range(20):
+        columns = listed(60, 7, 4, seed)
+        start = default_rng(seed).uniform(0.0, 2.0, 4)
+        found = []
+        for is_compiled in (True, False):
+            monkeypatch.setattr(prices, "IS_COMPILED", is_compiled)
+            # A second step looks at columns near the prices of the first one.
+            found.append([ascend(columns, start, most, 0.05, lambda: 1.0, end) for end in (0.05, 0.0125)])
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-6, abs=1e-9), seed
+        assert found[0][1] == pytest.approx(found[1][1], rel=1e-6, abs=1e-9), seed
 
 
 def test_distance_is_the_change_of_prices_that_makes_a_column_best() -> None:
@@ -77,7 +99,7 @@ def test_the_best_prices_along_a_line_are_those_of_a_fine_grid() -> None:
 
 
 @pytest.mark.parametrize("stock", [0.3, 0.7, 0.75, 0.8, 2.0])
-def test_prices_part_what_does_not_fit_from_what_does(stock: float) -> None:
+def test_prices_part_what_does_not_fit_from_what_does(way: None, stock: float) -> None:
     for seed in range(8):
         columns = listed(60, 5, 3, seed, stock=stock)
         # Without the way out some systems fit and some do not; the linear program knows.
