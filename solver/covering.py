@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """All mixes near the best one of every server: a covering knapsack each, compiled.
 
-The search that `solver.pricing` does with array operations for all servers at once, for one server after the
+The search that `solver.mixtures` does with array operations for all servers at once, for one server after the
 other: breadth first over its options in order of price per share, with the fractional bound. A step is a few
 instructions on a few numbers, for which array operations take many times as long to begin as to do. Types for
 callers are in `covering.pyi`.
@@ -39,7 +39,7 @@ _State = cython.struct(
 )
 
 # A step that took replicas, and the one before it.
-_Node = cython.struct(before=cython.Py_ssize_t, position=cython.longlong, number=cython.longlong)
+_Node = cython.struct(before=cython.Py_ssize_t, option=cython.longlong, number=cython.longlong)
 
 # A complete plan.
 _Leaf = cython.struct(
@@ -58,14 +58,14 @@ class Covering:
 
     Parameters
     ----------
-    by_option : sequence of (n, K) float
-        Of each option: price and share of a replica, what its first one takes back of a fixed charge; of all
-        the options after it: the least price per share, the least price, and the sum of what they take back.
-    numbers : sequence of (n, K) int64
+    option : (n, K) int64
+        Options of each server, below 0 for none.
+    by_option : sequence of (J,) float
+        Of each option: price and share of a replica, and what its first one takes back of a fixed charge.
+    numbers : sequence of (J,) int64
         Of each option: most replicas, and its tally.
     by_server : sequence of (n,) float
-        Fixed charge; price of the demand unserved, and of any share unserved; largest unserved share; slack;
-        least worth of fractional replicas; worth of a plan that there is, inf for none.
+        Fixed charge; price of the demand unserved, and of any share unserved; largest unserved share; slack.
     limits : sequence of (n,) int64
         Least and most replicas, most types; 1 where there is load; 1 where service may be partial.
     rounding : tuple of float
@@ -81,14 +81,12 @@ class Covering:
 
     n: cython.Py_ssize_t
     options: cython.Py_ssize_t
-    price: cython.double[:, ::1]
-    share: cython.double[:, ::1]
-    bonus: cython.double[:, ::1]
-    ratio_after: cython.double[:, ::1]
-    each_after: cython.double[:, ::1]
-    bonus_after: cython.double[:, ::1]
-    most: cython.longlong[:, ::1]
-    option_tally: cython.longlong[:, ::1]
+    option: cython.longlong[:, ::1]
+    all_price: cython.double[::1]
+    all_share: cython.double[::1]
+    all_bonus: cython.double[::1]
+    all_most: cython.longlong[::1]
+    all_tally: cython.longlong[::1]
     constant: cython.double[::1]
     unserved_price: cython.double[::1]
     unmet_price: cython.double[::1]
@@ -110,6 +108,18 @@ class Covering:
     most_states: cython.Py_ssize_t
     most_plans: cython.Py_ssize_t
     dropped: cython.double[::1]
+    # Options of one server that can be taken, in the order of the search; of all the options after each one:
+    # the least price per share, the least price, and the sum of what they take back.
+    there: cython.Py_ssize_t
+    index: cython.longlong[::1]
+    price: cython.double[::1]
+    share: cython.double[::1]
+    bonus: cython.double[::1]
+    most: cython.longlong[::1]
+    option_tally: cython.longlong[::1]
+    ratio_after: cython.double[::1]
+    each_after: cython.double[::1]
+    bonus_after: cython.double[::1]
     # Of one server, with the rooms there are: partial plans of this step and the next, steps, complete plans.
     states: cython.pointer(_State)
     state_count: cython.Py_ssize_t
@@ -141,21 +151,26 @@ class Covering:
     step_room: cython.Py_ssize_t
 
     def __init__(
-        self, by_option, numbers, by_server, limits, rounding, is_partial, merges, most_states, most_plans
+        self,
+        option,
+        by_option,
+        numbers,
+        by_server,
+        limits,
+        rounding,
+        is_partial,
+        merges,
+        most_states,
+        most_plans,
     ):
-        self.price, self.share, self.bonus, self.ratio_after, self.each_after, self.bonus_after = (
-            np.ascontiguousarray(table, dtype=np.float64) for table in by_option
+        self.option = np.ascontiguousarray(option, dtype=np.int64)
+        self.all_price, self.all_share, self.all_bonus = (
+            np.ascontiguousarray(column, dtype=np.float64) for column in by_option
         )
-        self.most, self.option_tally = (np.ascontiguousarray(table, dtype=np.int64) for table in numbers)
-        (
-            self.constant,
-            self.unserved_price,
-            self.unmet_price,
-            self.largest_unserved,
-            self.slack,
-            self.fractional,
-            self.best,
-        ) = (np.array(column, dtype=np.float64) for column in by_server)
+        self.all_most, self.all_tally = (np.ascontiguousarray(column, dtype=np.int64) for column in numbers)
+        self.constant, self.unserved_price, self.unmet_price, self.largest_unserved, self.slack = (
+            np.ascontiguousarray(column, dtype=np.float64) for column in by_server
+        )
         self.minimum, self.maximum, self.most_types, self.loaded, self.may_stop_short = (
             np.ascontiguousarray(column, dtype=np.int64) for column in limits
         )
@@ -163,8 +178,14 @@ class Covering:
         self.is_partial, self.merges, self.most_states = is_partial, merges, most_states
         self.most_plans = most_plans
         self.wanted = np.empty(most_plans)
-        self.n, self.options = self.price.shape[0], self.price.shape[1]
-        self.dropped = np.full(self.n, np.inf)
+        self.n, self.options = option.shape
+        self.best, self.dropped = np.full(self.n, np.inf), np.full(self.n, np.inf)
+        self.fractional = np.full(self.n, np.inf)
+        width = self.options
+        self.index, self.price, self.share = np.zeros(width, dtype=np.int64), np.zeros(width), np.zeros(width)
+        self.bonus, self.most = np.zeros(width), np.zeros(width, dtype=np.int64)
+        self.option_tally, self.ratio_after = np.zeros(width, dtype=np.int64), np.zeros(width)
+        self.each_after, self.bonus_after = np.zeros(width), np.zeros(width)
 
     def __dealloc__(self):
         free(self.states)
@@ -190,7 +211,7 @@ class Covering:
             Worth of the best plan, and of the least that was left out for want of room or time; inf for none.
         found : tuple
             Of each plan, by server: server, worth, unserved share, tally, end of its steps. Of each step:
-            position of the option it took, and how many replicas.
+            the option it took, and how many replicas.
 
         Raises
         ------
@@ -200,6 +221,8 @@ class Covering:
         k: cython.Py_ssize_t
         failed: cython.bint
         for s in range(self.n):
+            with cython.nogil:
+                self._begin(s)
             if left_s() <= 0:
                 self.dropped[s] = self.fractional[s]
                 continue
@@ -212,7 +235,7 @@ class Covering:
         unserved: cython.double[::1] = np.empty(self.found_count)
         tally: cython.longlong[::1] = np.empty(self.found_count, dtype=np.int64)
         end: cython.longlong[::1] = np.empty(self.found_count, dtype=np.int64)
-        position: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
+        option: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
         number: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
         for k in range(self.found_count):
             server[k], worth[k], unserved[k] = (
@@ -222,8 +245,8 @@ class Covering:
             )
             tally[k], end[k] = self.found[k].tally, self.found[k].end
         for k in range(self.step_count):
-            position[k], number[k] = self.steps[k].position, self.steps[k].number
-        found = tuple(map(np.asarray, (server, worth, unserved, tally, end, position, number)))
+            option[k], number[k] = self.steps[k].option, self.steps[k].number
+        found = tuple(map(np.asarray, (server, worth, unserved, tally, end, option, number)))
         return np.asarray(self.best), np.asarray(self.dropped), found
 
     @cython.cfunc
@@ -237,6 +260,102 @@ class Covering:
             best += max(self.slack[s], self.tie * size)
             return best if self.wanted_count < self.most_plans else min(best, self.wanted[0])
         return best - self.bound_error * size
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _begin(self, s: cython.Py_ssize_t) -> cython.void:
+        """Sort the options of a server, and find its fractional bound and some plan."""
+        j: cython.longlong
+        k: cython.Py_ssize_t
+        at: cython.Py_ssize_t
+        ratio: cython.double
+        total: cython.double = 0.0
+        least: cython.double = _INF
+        self.there = 0
+        for k in range(self.options):
+            j = self.option[s, k]
+            if j < 0 or self.all_most[j] <= 0:
+                continue
+            # Options that take back a fixed charge first: after them the bound has no discount left in it.
+            ratio = self.all_price[j] / self.all_share[j]
+            at = self.there
+            while at > 0 and (
+                ratio < self.price[at - 1] / self.share[at - 1]
+                if (self.all_bonus[j] > 0) == (self.bonus[at - 1] > 0)
+                else self.all_bonus[j] > 0
+            ):
+                self.index[at] = self.index[at - 1]
+                self.price[at], self.share[at] = self.price[at - 1], self.share[at - 1]
+                self.bonus[at] = self.bonus[at - 1]
+                at -= 1
+            self.index[at] = j
+            self.price[at], self.share[at] = self.all_price[j], self.all_share[j]
+            self.bonus[at] = self.all_bonus[j]
+            self.there += 1
+            total += self.all_bonus[j]
+            least = min(least, ratio)
+        if self.largest_unserved[s] > 0:
+            least = min(least, self.unserved_price[s])
+        self.fractional[s] = self.constant[s] - total
+        if self.loaded[s]:
+            self.fractional[s] += least * (1.0 - self.demand_tolerance)
+        ratio, least, total = _INF, _INF, 0.0
+        for at in range(self.there - 1, -1, -1):
+            j = self.index[at]
+            self.most[at], self.option_tally[at] = self.all_most[j], self.all_tally[j]
+            self.ratio_after[at], self.each_after[at], self.bonus_after[at] = ratio, least, total
+            ratio = min(ratio, self.price[at] / self.share[at])
+            least = min(least, self.price[at])
+            total += self.bonus[at]
+        self.best[s] = self._simple_plan(s)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _simple_plan(self, s: cython.Py_ssize_t) -> cython.double:
+        """Worth of the best of some plans of two options; inf where none is allowed.
+
+        Almost as many of one of the first three as serve the demand, and the rest on one other option.
+        """
+        demand: cython.double = 1.0 - self.demand_tolerance if self.loaded[s] else 0.0
+        full: cython.longlong
+        main: cython.longlong
+        number: cython.longlong
+        fewer: cython.longlong
+        first: cython.Py_ssize_t
+        other: cython.Py_ssize_t
+        rest: cython.double
+        needed: cython.double
+        worth: cython.double
+        base: cython.double
+        best: cython.double = _INF
+        for first in range(min(3, self.there)):
+            full = cython.cast(cython.longlong, min(floor(demand / self.share[first]), _MANY))
+            for fewer in range(3):
+                main = min(max(full - fewer, 0), self.most[first])
+                rest = max(demand - main * self.share[first] - self.share_error, 0.0)
+                base = self.constant[s] + main * self.price[first]
+                if main > 0:
+                    base -= self.bonus[first]
+                for other in range(self.there):
+                    needed = max(ceil(rest / self.share[other]), 1.0 * (self.minimum[s] - main))
+                    if other == first or needed > self.most[other] or needed + main > self.maximum[s]:
+                        continue
+                    number = cython.cast(cython.longlong, needed)
+                    if (main > 0) + (number > 0) > self.most_types[s]:
+                        continue
+                    worth = base + number * self.price[other]
+                    if number > 0:
+                        worth -= self.bonus[other]
+                    best = min(best, worth)
+        for other in range(self.there):
+            needed = ceil(demand / self.share[other] - self.share_error)
+            needed = max(needed, 1.0 * self.minimum[s])
+            if 0 < needed <= min(self.most[other], self.maximum[s]):
+                worth = self.constant[s] + needed * self.price[other] - self.bonus[other]
+                best = min(best, worth)
+        return best
 
     @cython.cfunc
     @cython.nogil
@@ -262,7 +381,7 @@ class Covering:
             # Otherwise only the bound is wanted, and that is reached.
             self.following[0] = root
             self.following_count = 1
-        for position in range(self.options):
+        for position in range(self.there):
             if self.following_count == 0:
                 break
             self.states, self.following = self.following, self.states
@@ -292,19 +411,19 @@ class Covering:
     @cython.exceptval(check=False)
     def _expand(self, s: cython.Py_ssize_t, position: cython.Py_ssize_t) -> cython.bint:
         """Give every partial plan every sensible number of replicas of an option; False without memory."""
-        price: cython.double = self.price[s, position]
-        share: cython.double = self.share[s, position]
-        bonus: cython.double = self.bonus[s, position]
-        bonus_after: cython.double = self.bonus_after[s, position]
-        each_after: cython.double = self.each_after[s, position]
+        price: cython.double = self.price[position]
+        share: cython.double = self.share[position]
+        bonus: cython.double = self.bonus[position]
+        bonus_after: cython.double = self.bonus_after[position]
+        each_after: cython.double = self.each_after[position]
         least: cython.longlong = self.minimum[s]
-        most: cython.longlong = self.most[s, position]
+        most: cython.longlong = self.most[position]
         maximum: cython.longlong = self.maximum[s]
         most_types: cython.longlong = self.most_types[s]
         short: cython.bint = self.may_stop_short[s] != 0
         stop_price: cython.double = self.unserved_price[s] if short else _INF
         # Least price of the whole demand served by the options after this one, or left unserved.
-        after: cython.double = min(self.ratio_after[s, position], stop_price)
+        after: cython.double = min(self.ratio_after[position], stop_price)
         is_open: cython.bint = isfinite(after)
         width: cython.longlong = max(self.most_states // self.state_count, 1)
         i: cython.Py_ssize_t
@@ -374,7 +493,7 @@ class Covering:
                 if number > 0:
                     child.value -= bonus
                     child.types += 1
-                    child.tally += number * self.option_tally[s, position]
+                    child.tally += number * self.option_tally[position]
                 unserved = self._unserved(s, child)
                 threshold = self._threshold(s)
                 worth = _INF
@@ -402,7 +521,7 @@ class Covering:
                 if number > 0 and (is_leaf or is_followed):
                     child.node = self.node_count
                     self.nodes[child.node].before = state.node
-                    self.nodes[child.node].position = position
+                    self.nodes[child.node].option = self.index[position]
                     self.nodes[child.node].number = number
                     self.node_count += 1
                 if is_leaf:

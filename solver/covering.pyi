@@ -7,6 +7,7 @@ IS_COMPILED: bool
 class Covering:
     def __init__(
         self,
+        option: IntArray,
         by_option: Sequence[FloatArray],
         numbers: Sequence[IntArray],
         by_server: Sequence[FloatArray],

@@ -120,8 +120,11 @@ def mixtures(
     tally : (J,) int or None
         Of the mixes of a server whose replicas have the same sum of these, only the best of those that serve
         everything is wanted. Not where service may be partial.
+    most_states : int or None
+        Partial plans of a server that one step keeps, about; None for as many as memory has room for.
     """
-    search = _Search(servers, which, prices, largest_unserved, slack, tally)
+    kind = _Compiled if IS_COMPILED else _Stepwise
+    search = kind(servers, which, prices, largest_unserved, slack, tally)
     if most_states is not None:
         search.most_states = most_states
     found = search.run(left_s, most_columns)
@@ -130,13 +133,13 @@ def mixtures(
     cut = np.flatnonzero(search.dropped < search.best)
     if not cut.size or len(cut) == len(which):
         return found
-    again = _Search(servers, which[cut], prices, largest_unserved, np.zeros(servers.count)).run(left_s, 1)
+    again = kind(servers, which[cut], prices, largest_unserved, np.zeros(servers.count)).run(left_s, 1)
     found.lower[which[cut]] = np.maximum(found.lower[which[cut]], again.lower[which[cut]])
     return found
 
 
 class _Search:
-    """One call of `mixtures`: arrays over the searched servers, by position in the search order."""
+    """One call of `mixtures`: arrays over the searched servers."""
 
     def __init__(
         self,
@@ -149,9 +152,110 @@ class _Search:
     ) -> None:
         problem = servers.problem
         self.merges = tally is not None
-        self.servers, self.which = servers, which
+        self.tally = np.zeros(len(servers.share), dtype=np.int64) if tally is None else tally
+        self.servers, self.which, self.prices = servers, which, prices
         self.partial = problem.policy.partial
         self.most_types = problem.max_types[which]
+        self.minimum = problem.min_replicas[which]
+        self.maximum = problem.max_replicas[which]
+        self.unserved_price = prices.unserved[which]
+        self.unmet_price = prices.unmet[which]
+        self.largest_unserved = largest_unserved[which]
+        self.constant = prices.fixed * servers.leaving_per_h[which]
+        self.slack = slack[which]
+        self.loaded = problem.arrival_rps[which] > 0
+        self.may_stop_short = self.partial & (self.largest_unserved > 0)
+        self.most_states = int(np.clip(_MOST_STATES // max(len(which), 1), *_MOST_STATES_EACH))
+        self.best = self.dropped = np.full(len(which), np.inf)
+
+    def _threshold(self) -> FloatArray:
+        """Worth above which a partial plan of each server is of no interest."""
+        size = np.where(np.isfinite(self.best), np.abs(self.best), 0.0)
+        threshold: FloatArray = self.best + np.where(
+            self.slack > 0, np.maximum(self.slack, _TIE * size), -_BOUND_ERROR * size
+        )
+        return threshold
+
+    def _wanted(
+        self, server: IntArray, worth: FloatArray, unserved: FloatArray, tally: IntArray, most_columns: int
+    ) -> tuple[IntArray, FloatArray]:
+        """Find the best plans of each server, in order, and the worth below which they are all there are."""
+        if self.merges:
+            same = (unserved > 0, tally, server)
+            alike = np.lexsort((worth, *same))
+            is_first = np.ones(len(alike), dtype=bool)
+            is_first[1:] = np.any([np.diff(key[alike]) != 0 for key in same], axis=0)
+            best = np.sort(alike[is_first])
+            order = best[np.lexsort((worth[best], server[best]))]
+        else:
+            order = np.lexsort((worth, server))
+        rank = np.arange(len(order)) - np.searchsorted(server[order], server[order])
+        last = order[rank == most_columns - 1]
+        threshold = self._threshold()
+        np.minimum.at(threshold, server[last], worth[last])
+        return order[rank < most_columns], threshold
+
+    def _priced(
+        self,
+        server: IntArray,
+        unserved: FloatArray,
+        row: IntArray,
+        option: IntArray,
+        number: IntArray,
+        threshold: FloatArray,
+    ) -> Priced:
+        """Return plans of these servers; entries of `row` say how many replicas of an option one has."""
+        servers = self.servers
+        sparse = Rows.of(row, option, number, (len(server), len(servers.problem.option_server)))
+        kept = np.bincount(row, servers.keeping_per_h[option], minlength=len(server))
+        fixed = servers.leaving_per_h[self.which[server]] - kept
+        lower, reach = np.full(servers.count, np.inf), np.full(servers.count, np.inf)
+        lower[self.which] = np.minimum(np.minimum(self.best, self._threshold()), self.dropped)
+        reach[self.which] = np.minimum(threshold, self.dropped)
+        return Priced(Columns(self.which[server], sparse, fixed, unserved), lower, reach)
+
+
+class _Compiled(_Search):
+    """One server after the other."""
+
+    def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
+        servers, prices = self.servers, self.prices
+        covering = Covering(
+            servers.option[self.which],
+            (prices.replica, servers.share, prices.fixed * servers.keeping_per_h),
+            (servers.most, self.tally),
+            (self.constant, self.unserved_price, self.unmet_price, self.largest_unserved, self.slack),
+            (self.minimum, self.maximum, self.most_types, self.loaded, self.may_stop_short),
+            (DEMAND_TOLERANCE, _ROUNDING, _TIE, _BOUND_ERROR),
+            self.partial,
+            self.merges,
+            self.most_states,
+            most_columns,
+        )
+        self.best, self.dropped, found = covering.search(left_s)
+        server, worth, unserved, tally, end, option, number = found
+        order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
+        sizes = np.diff(end, prepend=0)
+        first, sizes = (end - sizes)[order], sizes[order]
+        start = starts(sizes)
+        row = np.repeat(np.arange(len(order)), sizes)
+        step = np.arange(len(row)) + (first - start[:-1])[row]
+        return self._priced(server[order], unserved[order], row, option[step], number[step], threshold)
+
+
+class _Stepwise(_Search):
+    """All servers at once, by array operations over the options in their order of the search."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        which: IntArray,
+        prices: Prices,
+        largest_unserved: FloatArray,
+        slack: FloatArray,
+        tally: IntArray | None = None,
+    ) -> None:
+        super().__init__(servers, which, prices, largest_unserved, slack, tally)
         option = servers.option[which]
         there = option >= 0
         price = np.where(there, prices.replica[option], np.inf)
@@ -167,16 +271,8 @@ class _Search:
         self.price = np.where(sorted_by_order(there), sorted_by_order(price), 0.0)
         self.share = sorted_by_order(share)
         self.bonus = sorted_by_order(bonus)
-        self.tally = sorted_by_order(np.where(there & self.merges, 0 if tally is None else tally[option], 0))
+        self.option_tally = sorted_by_order(np.where(there, self.tally[option], 0))
         self.most = np.where(self.option >= 0, servers.most[self.option], 0)
-        self.minimum = problem.min_replicas[which]
-        self.maximum = problem.max_replicas[which]
-        self.unserved_price = prices.unserved[which]
-        self.unmet_price = prices.unmet[which]
-        self.largest_unserved = largest_unserved[which]
-        self.constant = prices.fixed * servers.leaving_per_h[which]
-        self.slack = slack[which]
-        self.loaded = problem.arrival_rps[which] > 0
 
         usable = self.most > 0
         ratio = np.where(usable, self.price / self.share, np.inf)
@@ -186,48 +282,10 @@ class _Search:
         self.ratio_after = np.c_[np.minimum.accumulate(ratio[:, ::-1], axis=1)[:, ::-1], none_left][:, 1:]
         self.each_after = np.c_[np.minimum.accumulate(each[:, ::-1], axis=1)[:, ::-1], none_left][:, 1:]
         self.bonus_after = np.c_[np.cumsum(self.bonus[:, ::-1], axis=1)[:, ::-1], np.zeros(len(which))][:, 1:]
-        self.may_stop_short = self.partial & (self.largest_unserved > 0)
-
-        self.most_states = int(np.clip(_MOST_STATES // max(len(which), 1), *_MOST_STATES_EACH))
         self.best = self._simple_plans()
-        self.dropped = np.full(len(which), np.inf)
         self.leaves: list[_States] = []
 
     def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
-        """Search all servers: compiled, or else all at once."""
-        return (self._compiled if IS_COMPILED else self._stepwise)(left_s, most_columns)
-
-    def _compiled(self, left_s: Callable[[], float], most_columns: int) -> Priced:
-        covering = Covering(
-            (self.price, self.share, self.bonus, self.ratio_after, self.each_after, self.bonus_after),
-            (self.most, self.tally),
-            (
-                self.constant,
-                self.unserved_price,
-                self.unmet_price,
-                self.largest_unserved,
-                self.slack,
-                self._fractional(),
-                self.best,
-            ),
-            (self.minimum, self.maximum, self.most_types, self.loaded, self.may_stop_short),
-            (DEMAND_TOLERANCE, _ROUNDING, _TIE, _BOUND_ERROR),
-            self.partial,
-            self.merges,
-            self.most_states,
-            most_columns,
-        )
-        self.best, self.dropped, found = covering.search(left_s)
-        server, worth, unserved, tally, end, position, number = found
-        order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
-        sizes = np.diff(end, prepend=0)
-        first, sizes = (end - sizes)[order], sizes[order]
-        start = starts(sizes)
-        row = np.repeat(np.arange(len(order)), sizes)
-        step = np.arange(len(row)) + (first - start[:-1])[row]
-        return self._priced(server[order], unserved[order], row, position[step], number[step], threshold)
-
-    def _stepwise(self, left_s: Callable[[], float], most_columns: int) -> Priced:
         count, width = self.option.shape
         states = _States(
             server=np.arange(count),
@@ -261,14 +319,6 @@ class _Search:
         served = np.where(self.loaded, ratio, 0.0) * (1.0 - DEMAND_TOLERANCE)
         worth: FloatArray = served + self.constant - self.bonus.sum(axis=1)
         return worth
-
-    def _threshold(self) -> FloatArray:
-        """Worth above which a partial plan of each server is of no interest."""
-        size = np.where(np.isfinite(self.best), np.abs(self.best), 0.0)
-        threshold: FloatArray = self.best + np.where(
-            self.slack > 0, np.maximum(self.slack, _TIE * size), -_BOUND_ERROR * size
-        )
-        return threshold
 
     def _simple_plans(self) -> FloatArray:
         """Worth of the best of some plans of two options, shape (n,); inf where none is allowed.
@@ -332,7 +382,7 @@ class _Search:
             residual=residual,
             count=states.count[parent] + number,
             types=states.types[parent] + taken,
-            tally=states.tally[parent] + number * self.tally[s, position],
+            tally=states.tally[parent] + number * self.option_tally[s, position],
             replicas=states.replicas,
         )
 
@@ -450,40 +500,8 @@ class _Search:
         replicas = np.concatenate([part.replicas for part in parts])[order]
         row, position = np.nonzero(replicas)
         number = replicas[row, position].astype(np.int64)
-        return self._priced(server[order], unserved[order], row, position, number, threshold)
-
-    def _wanted(
-        self, server: IntArray, worth: FloatArray, unserved: FloatArray, tally: IntArray, most_columns: int
-    ) -> tuple[IntArray, FloatArray]:
-        """Find the best plans of each server, in order, and the worth below which they are all there are."""
-        order = np.lexsort((worth, server))
-        if self.merges:
-            _, best = np.unique(np.c_[server, tally, unserved > 0][order], axis=0, return_index=True)
-            order = order[np.sort(best)]
-        rank = np.arange(len(order)) - np.searchsorted(server[order], server[order])
-        last = order[rank == most_columns - 1]
-        threshold = self._threshold()
-        np.minimum.at(threshold, server[last], worth[last])
-        return order[rank < most_columns], threshold
-
-    def _priced(
-        self,
-        server: IntArray,
-        unserved: FloatArray,
-        row: IntArray,
-        position: IntArray,
-        number: IntArray,
-        threshold: FloatArray,
-    ) -> Priced:
-        """Return plans of these servers; entries of `row` say how many replicas of an option one has."""
-        servers, option = self.servers, self.option[server[row], position]
-        sparse = Rows.of(row, option, number, (len(server), len(servers.problem.option_server)))
-        kept = np.bincount(row, servers.keeping_per_h[option], minlength=len(server))
-        fixed = servers.leaving_per_h[self.which[server]] - kept
-        lower, reach = np.full(servers.count, np.inf), np.full(servers.count, np.inf)
-        lower[self.which] = np.minimum(np.minimum(self.best, self._threshold()), self.dropped)
-        reach[self.which] = np.minimum(threshold, self.dropped)
-        return Priced(Columns(self.which[server], sparse, fixed, unserved), lower, reach)
+        option = self.option[server[order][row], position]
+        return self._priced(server[order], unserved[order], row, option, number, threshold)
 
     def _worth(self, leaf: _States) -> FloatArray:
         unserved = self._unserved(leaf)
