@@ -38,9 +38,44 @@ _LIFT = cython.declare(cython.double, 0.02)
 _AIM = cython.declare(cython.double, 0.05)
 _PATIENCE = cython.declare(cython.Py_ssize_t, 4)
 
+# Sets of prices whose bounds are looked at together.
+_BLOCK = cython.declare(cython.Py_ssize_t, 8)
+
 # Odd numbers without a pattern, to mix the bits of a key.
 _MIX = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
 _MIX_AGAIN = cython.declare(cython.ulonglong, 0xBF58476D1CE4E5B9)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _blocks(sets: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """So many sets or more, in whole blocks."""
+    return (sets + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _most(mine: cython.p_double, its: cython.p_double) -> cython.double:
+    """Greatest sum of two numbers of a block at the same place."""
+    a: cython.double = mine[0] + its[0]
+    b: cython.double = mine[1] + its[1]
+    c: cython.double = mine[2] + its[2]
+    d: cython.double = mine[3] + its[3]
+    e: cython.double = mine[4] + its[4]
+    f: cython.double = mine[5] + its[5]
+    g: cython.double = mine[6] + its[6]
+    h: cython.double = mine[7] + its[7]
+    a = a if a > e else e
+    b = b if b > f else f
+    c = c if c > g else g
+    d = d if d > h else h
+    a = a if a > c else c
+    b = b if b > d else d
+    return a if a > b else b
 
 
 @cython.cclass
@@ -68,12 +103,15 @@ class Labels:
     sets: cython.Py_ssize_t
     start: cython.longlong[::1]
     worth: cython.double[::1]
-    usage: cython.double[:, ::1]
     limits: cython.double[::1]
     slack: cython.double[::1]
     duals: cython.double[:, ::1]
     excess_price: cython.double[::1]
     lack_price: cython.double[::1]
+    # What each column takes: entries `entry[c]:entry[c + 1]`, in `row` and `amount`.
+    entry: cython.longlong[::1]
+    row: cython.longlong[::1]
+    amount: cython.double[::1]
     # Of each column and set: worth at these prices, above the least of its server; of each server and set:
     # sum of the least from it on; of each server and limit: least that it and those after it take, and what
     # they are expected to take beyond the limit.
@@ -116,17 +154,18 @@ class Labels:
         self.excess_price, self.lack_price = (np.ascontiguousarray(row, dtype=np.float64) for row in charge)
         self.start = np.ascontiguousarray(start, dtype=np.int64)
         self.worth = np.ascontiguousarray(worth, dtype=np.float64)
-        self.usage = np.ascontiguousarray(usage, dtype=np.float64)
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
         self.n, self.rows, self.sets = len(start) - 1, len(limits), len(duals)
         n, rows, first = self.n, self.rows, np.asarray(self.start)[: self.n]
-        room = self.sets
-        usage, worth = np.asarray(self.usage), np.asarray(self.worth)
+        usage, worth = np.ascontiguousarray(usage, dtype=np.float64), np.asarray(self.worth)
+        taken = usage != 0
+        self.entry = np.r_[0, np.cumsum(taken.sum(axis=1))].astype(np.int64)
+        self.row, self.amount = np.nonzero(taken)[1].astype(np.int64), usage[taken]
         sizes = np.diff(np.asarray(self.start))
         # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
         self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
         self.duals = np.array(duals, dtype=np.float64)
-        self.rest = np.zeros((n + 1, room))
+        self.rest = np.zeros((n + 1, self.sets))
         self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
         priced = usage @ np.asarray(self.duals).T
         priced += worth[:, None]
@@ -174,7 +213,7 @@ class Labels:
         every: cython.Py_ssize_t = max(_EVERY, self.n // _UPDATES)
         part: cython.double
         n, room = self.n, max(_LEAST_ROOM, _ROOM * width)
-        more = max(self.sets + self.n // every + 1 - len(self.duals), 0)
+        more = max(_blocks(self.sets + self.n // every + 1) - len(self.duals), 0)
         self.duals = np.pad(np.asarray(self.duals), ((0, more), (0, 0)))
         self.value = np.pad(np.asarray(self.value), ((0, 0), (0, more)))
         self.rest = np.pad(np.asarray(self.rest), ((0, 0), (0, more)))
@@ -188,6 +227,7 @@ class Labels:
         before, chosen = np.empty((n, width), dtype=np.int32), np.empty((n, width), dtype=np.int32)
         self.before, self.chosen = before, chosen
         self.dropped, self.least_bound = _INF, -_INF
+        self.bound[0, 0, :] = -_INF
         for k in range(self.sets):
             self.bound[0, 0, k] = self.rest[0, k]
             for r in range(self.rows):
@@ -224,42 +264,59 @@ class Labels:
         c: cython.Py_ssize_t
         k: cython.Py_ssize_t
         r: cython.Py_ssize_t
+        e: cython.Py_ssize_t
         last: cython.Py_ssize_t = 0
         mine: cython.p_double
         its: cython.p_double
         x: cython.double
         y: cython.double
         charge: cython.double
+        base: cython.double
         fits: cython.bint
         self.count, self.heap_count, self.threshold = 0, 0, cutoff
         self._clear()
         for s in range(labels):
             mine = cython.address(self.bound[now, s, 0])
+            fits, base = True, 0.0
+            for r in range(rows):
+                fits &= self.taken[now, s, r] + self.least[i + 1, r] <= self.slack[r]
+                base += self._charge(r, self.taken[now, s, r] + self.beyond[i + 1, r])
+            if not fits:
+                continue
             for c in range(self.start[i], self.start[i + 1]):
                 its = cython.address(self.value[c, 0])
-                # The set that excluded the last one often excludes the next.
-                x = mine[last] + its[last]
+                # The sets that excluded the last one often exclude the next.
+                x = _most(mine + last, its + last)
                 k = 0
                 while x < self.threshold and k < sets:
-                    y = mine[k] + its[k]
+                    y = _most(mine + k, its + k)
                     if y > x:
                         x = y
                         last = k
-                    k += 1
+                    k += _BLOCK
                 if x >= self.threshold:
                     self.dropped = min(self.dropped, x)
                     continue
-                charge = 0.0
                 fits = True
-                for r in range(rows):
-                    y = self.taken[now, s, r] + self.usage[c, r]
-                    if y + self.least[i + 1, r] > self.slack[r]:
+                charge = base
+                for e in range(self.entry[c], self.entry[c + 1]):
+                    r = self.row[e]
+                    y = self.taken[now, s, r]
+                    if y + self.amount[e] + self.least[i + 1, r] > self.slack[r]:
                         fits = False
                         break
-                    y += self.beyond[i + 1, r]
-                    charge += y * self.excess_price[r] if y > 0 else -y * self.lack_price[r]
+                    if share > 0:
+                        y += self.beyond[i + 1, r]
+                        charge += self._charge(r, y + self.amount[e]) - self._charge(r, y)
                 if fits:
                     self._keep(now, s, c, x, x + share * charge)
+
+    @cython.cfunc
+    @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _charge(self, r: cython.Py_ssize_t, beyond: cython.double) -> cython.double:
+        return beyond * self.excess_price[r] if beyond > 0 else -beyond * self.lack_price[r]
 
     @cython.cfunc
     @cython.nogil
@@ -280,12 +337,15 @@ class Labels:
         place: cython.Py_ssize_t
         other: cython.Py_ssize_t
         r: cython.Py_ssize_t
+        e: cython.Py_ssize_t
         is_same: cython.bint
         if self.heap_count == self.heap.shape[0] and rating >= self.heap[0]:
             self.dropped = min(self.dropped, lowest)
             return
         for r in range(rows):
-            self.new_taken[at, r] = self.taken[now, s, r] + self.usage[c, r]
+            self.new_taken[at, r] = self.taken[now, s, r]
+        for e in range(self.entry[c], self.entry[c + 1]):
+            self.new_taken[at, self.row[e]] += self.amount[e]
         place = self._place(at)
         while self.table[place] >= 0:
             other = self.table[place]
@@ -419,7 +479,7 @@ class Labels:
             self.spent[1 - now, s] = self.new_spent[at]
             for r in range(self.rows):
                 self.taken[1 - now, s, r] = self.new_taken[at, r]
-            for k in range(self.sets):
+            for k in range(_blocks(self.sets)):
                 self.bound[1 - now, s, k] = (
                     self.bound[now, self.parent[at], k] + self.value[self.column[at], k]
                 )
@@ -469,6 +529,7 @@ class Labels:
         c: cython.Py_ssize_t
         k: cython.Py_ssize_t
         r: cython.Py_ssize_t
+        e: cython.Py_ssize_t
         x: cython.double
         least: cython.double
         lifted: cython.double
@@ -486,8 +547,8 @@ class Labels:
             least = _INF
             for c in range(self.start[j], self.start[j + 1]):
                 x = self.worth[c]
-                for r in range(rows):
-                    x += self.better[r] * self.usage[c, r]
+                for e in range(self.entry[c], self.entry[c + 1]):
+                    x += self.better[self.row[e]] * self.amount[e]
                 self.value[c, new] = x
                 least = min(least, x)
             for c in range(self.start[j], self.start[j + 1]):
@@ -498,6 +559,9 @@ class Labels:
             for r in range(rows):
                 x += self.better[r] * (self.taken[now, s, r] - self.limits[r])
             self.bound[now, s, new] = x
+            if new % _BLOCK == 0:
+                for k in range(new + 1, new + _BLOCK):
+                    self.bound[now, s, k] = -_INF
         self.sets += 1
 
     @cython.cfunc
@@ -518,6 +582,7 @@ class Labels:
         j: cython.Py_ssize_t
         c: cython.Py_ssize_t
         r: cython.Py_ssize_t
+        e: cython.Py_ssize_t
         _turn: cython.Py_ssize_t
         for r in range(rows):
             self.trial[r] = self.better[r] = self.duals[first, r]
@@ -530,13 +595,13 @@ class Labels:
                 least, cheapest = _INF, 0
                 for c in range(self.start[j], self.start[j + 1]):
                     x = self.worth[c]
-                    for r in range(rows):
-                        x += self.trial[r] * self.usage[c, r]
+                    for e in range(self.entry[c], self.entry[c + 1]):
+                        x += self.trial[self.row[e]] * self.amount[e]
                     if x < least:
                         least, cheapest = x, c
                 bound += least
-                for r in range(rows):
-                    self.slope[r] += self.usage[cheapest, r]
+                for e in range(self.entry[cheapest], self.entry[cheapest + 1]):
+                    self.slope[self.row[e]] += self.amount[e]
             if bound > best:
                 best, since = bound, 0
                 self.better[:] = self.trial
