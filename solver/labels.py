@@ -46,6 +46,13 @@ _MIX = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
 _MIX_AGAIN = cython.declare(cython.ulonglong, 0xBF58476D1CE4E5B9)
 
 
+def _wider(table, size, axis):
+    """Return the table with zeros appended along an axis."""
+    more = [(0, 0), (0, 0)]
+    more[axis] = (0, size - table.shape[axis])
+    return np.pad(np.asarray(table), more)
+
+
 @cython.cfunc
 @cython.inline
 @cython.nogil
@@ -102,6 +109,8 @@ class Labels:
     rows: cython.Py_ssize_t
     sets: cython.Py_ssize_t
     start: cython.longlong[::1]
+    # Columns of each server are by worth at the first prices; which they are.
+    by_worth: object
     worth: cython.double[::1]
     limits: cython.double[::1]
     slack: cython.double[::1]
@@ -153,26 +162,30 @@ class Labels:
     def __init__(self, start, worth, usage, limits, duals, expected, charge):
         self.excess_price, self.lack_price = (np.ascontiguousarray(row, dtype=np.float64) for row in charge)
         self.start = np.ascontiguousarray(start, dtype=np.int64)
-        self.worth = np.ascontiguousarray(worth, dtype=np.float64)
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
+        self.duals = np.array(duals, dtype=np.float64)
         self.n, self.rows, self.sets = len(start) - 1, len(limits), len(duals)
         n, rows, first = self.n, self.rows, np.asarray(self.start)[: self.n]
-        usage, worth = np.ascontiguousarray(usage, dtype=np.float64), np.asarray(self.worth)
+        server = np.repeat(np.arange(n), np.diff(start))
+        # Where one column cannot be good enough at the first prices, those that follow cannot be either.
+        self.by_worth = np.lexsort((worth + usage @ np.asarray(self.duals)[0], server))
+        worth, usage = np.asarray(worth, dtype=np.float64)[self.by_worth], usage[self.by_worth]
+        self.worth = worth
         taken = usage != 0
         self.entry = np.r_[0, np.cumsum(taken.sum(axis=1))].astype(np.int64)
-        self.row, self.amount = np.nonzero(taken)[1].astype(np.int64), usage[taken]
-        sizes = np.diff(np.asarray(self.start))
+        self.row, self.amount = (
+            np.nonzero(taken)[1].astype(np.int64),
+            np.asarray(usage[taken], dtype=np.float64),
+        )
         # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
         self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
-        self.duals = np.array(duals, dtype=np.float64)
         self.rest = np.zeros((n + 1, self.sets))
         self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
-        priced = usage @ np.asarray(self.duals).T
-        priced += worth[:, None]
-        best = np.minimum.reduceat(priced, first)
-        priced -= np.repeat(best, sizes, axis=0)
-        self.value = priced
-        np.asarray(self.rest)[:n] = np.cumsum(best[::-1], axis=0)[::-1]
+        # With room for the sets that the first search adds.
+        width = _blocks(self.sets + n // self._every() + 1)
+        self.duals, self.rest = _wider(self.duals, width, 0), _wider(self.rest, width, 1)
+        self.value = np.zeros((len(worth), width))
+        self._price(np.ascontiguousarray(np.asarray(self.duals).T))
         lowest, highest = np.minimum.reduceat(usage, first), np.maximum.reduceat(usage, first)
         np.asarray(self.beyond)[:n] = np.cumsum(np.asarray(expected)[::-1], axis=0)[::-1]
         np.asarray(self.beyond)[:] -= limits
@@ -210,13 +223,13 @@ class Labels:
         r: cython.Py_ssize_t
         labels: cython.Py_ssize_t = 1
         most: cython.Py_ssize_t = width
-        every: cython.Py_ssize_t = max(_EVERY, self.n // _UPDATES)
+        every: cython.Py_ssize_t = self._every()
         part: cython.double
         n, room = self.n, max(_LEAST_ROOM, _ROOM * width)
-        more = max(_blocks(self.sets + self.n // every + 1) - len(self.duals), 0)
-        self.duals = np.pad(np.asarray(self.duals), ((0, more), (0, 0)))
-        self.value = np.pad(np.asarray(self.value), ((0, 0), (0, more)))
-        self.rest = np.pad(np.asarray(self.rest), ((0, 0), (0, more)))
+        sets = _blocks(self.sets + n // every + 1)
+        if sets > len(self.duals):
+            self.duals, self.rest = _wider(self.duals, sets, 0), _wider(self.rest, sets, 1)
+            self.value = _wider(self.value, sets, 1)
         self.rating, self.lowest, self.new_spent = np.empty(room), np.empty(room), np.empty(room)
         self.parent, self.column = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
         self.new_taken, self.order = np.empty((room, self.rows)), np.empty(room, dtype=np.int64)
@@ -248,7 +261,49 @@ class Labels:
         plan, worth = np.empty(n, dtype=np.int64), float(spent[best])
         for i in range(n - 1, -1, -1):
             plan[i], best = chosen[i, best], before[i, best]
-        return plan, min(self.dropped, worth) - self.error
+        return self.by_worth[plan], min(self.dropped, worth) - self.error
+
+    @cython.cfunc
+    @cython.inline
+    def _every(self) -> cython.Py_ssize_t:
+        """How many layers lie between those for whose best label prices are added."""
+        return max(_EVERY, self.n // _UPDATES)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _price(self, duals: cython.double[:, ::1]) -> cython.void:
+        """Worth of each column at these prices, (R, K), above the least of its server; the sums of these."""
+        i: cython.Py_ssize_t
+        c: cython.Py_ssize_t
+        e: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        amount: cython.double
+        its: cython.p_double
+        price: cython.p_double
+        least: cython.p_double
+        sets: cython.Py_ssize_t = self.sets
+        for i in range(self.n - 1, -1, -1):
+            least = cython.address(self.rest[i, 0])
+            for k in range(sets):
+                least[k] = _INF
+            for c in range(self.start[i], self.start[i + 1]):
+                its = cython.address(self.value[c, 0])
+                for k in range(sets):
+                    its[k] = self.worth[c]
+                for e in range(self.entry[c], self.entry[c + 1]):
+                    amount = self.amount[e]
+                    price = cython.address(duals[self.row[e], 0])
+                    for k in range(sets):
+                        its[k] += amount * price[k]
+                for k in range(sets):
+                    least[k] = its[k] if its[k] < least[k] else least[k]
+            for c in range(self.start[i], self.start[i + 1]):
+                its = cython.address(self.value[c, 0])
+                for k in range(sets):
+                    its[k] -= least[k]
+            for k in range(sets):
+                least[k] += self.rest[i + 1, k]
 
     @cython.cfunc
     @cython.nogil
@@ -285,6 +340,10 @@ class Labels:
                 continue
             for c in range(self.start[i], self.start[i + 1]):
                 its = cython.address(self.value[c, 0])
+                if mine[0] + its[0] >= self.threshold:
+                    # Those that follow are worth no less at these prices.
+                    self.dropped = min(self.dropped, mine[0] + its[0])
+                    break
                 # The sets that excluded the last one often exclude the next.
                 x = _most(mine + last, its + last)
                 k = 0
