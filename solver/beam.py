@@ -49,15 +49,12 @@ class Effort:
         when the first of the others is; it grows to 1 until the last.
     width_divided, width : int
         Partial plans that are kept in these two parts.
-    room : float
-        How far above the bound a plan may be at all, in parts of what is good enough; >= 1.
     """
 
     divided: float
     first: float
     width_divided: int
     width: int
-    room: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,8 @@ def matched(
     above = np.array([reduced[chosen[~split]].sum()])
     steps: list[tuple[IntArray, IntArray, IntArray]] = []
     best, best_at = np.inf, (0, 0)
-    room = effort.room * most
     undecided = int(split.sum())
-    turns = _turns(listed, reduced, beyond, chosen, expected, split, room, effort)
+    turns = _turns(listed, reduced, beyond, chosen, expected, split, most, effort)
     while left_s() > 0:
         if not undecided:
             total = np.where((excess <= _WITHIN).all(axis=1), above - excess @ duals, np.inf)
@@ -137,7 +133,7 @@ def matched(
         after = (excess[:, None, :] + turn.taken).reshape(-1, len(duals))
         worth = (above[:, None] + turn.worth).ravel()
         rating = worth + turn.share * (np.abs(after) @ either + after @ more)
-        kept = np.flatnonzero(worth <= room)
+        kept = np.flatnonzero(worth <= most)
         kept = _least(kept, rating, 2 * turn.width)
         kept = _least(_distinct(kept, after, worth, factor), rating, turn.width)
         if not kept.size:

@@ -105,10 +105,10 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         best, value = _better(stage, priced.columns, found, best, value)
         if repair is not None or count >= len(nearest):
             break
-    if priced.master is not None and is_cost:
-        # At levels of service too many mixes are worth the same.
-        by = _by_selection if selects and search.mixes else _by_beams
-        best, value = by(search, stage, priced, priced.master, good, best, value)
+    if priced.master is not None and selects and search.mixes:
+        best, value = _by_selection(search, stage, priced, priced.master, good, best, value)
+    elif priced.master is not None and is_cost:
+        best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
     best, value = _by_programs(search, stage, priced, nearest, good, best, value)
     if best is not None:
         search.adopt(search.plan_of(best))
@@ -165,9 +165,7 @@ def _by_beams(
     for effort in _efforts(search):
         if value <= good or search.left_s() <= 0:
             break
-        room = effort.room * (good - priced.bound)
-        if choice is None or choice.room != room:
-            choice = _choice(search, stage, priced, master, room)
+        choice = choice or _choice(search, stage, priced, master, good - priced.bound)
         found = _matched(search, stage, priced, choice, good, effort)
         best, value = _better(stage, choice.columns, found, best, value)
     return best, value
@@ -221,11 +219,10 @@ def _efforts(search: Search) -> tuple[Effort, ...]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What beam searches for a plan at most `room` above the bound choose from.
+    """What searches for a plan choose from.
 
     Attributes
     ----------
-    room : float
     columns : Columns
         By server.
     reduced : (C,) float
@@ -240,7 +237,6 @@ class _Choice:
         What these take there.
     """
 
-    room: float
     columns: Columns
     reduced: FloatArray
     listed: Listed
@@ -250,8 +246,10 @@ class _Choice:
 
 
 def _choice(search: Search, stage: Stage, priced: Priced, master: Mastered, room: float) -> _Choice:
+    """List what a plan at most `room` above the bound is made of."""
     columns, reduced = priced.columns, priced.reduced
-    if search.mixes:
+    if search.mixes and stage.money == 1.0:
+        # At levels of service too many mixes are worth the same.
         more = _of_divided(search, stage, priced, master, _DIVIDED_REACH * room)
         reduced = np.r_[reduced, more.value(stage.prices(priced.duals)) - priced.lower[more.server]]
         columns = columns.joined(more)
@@ -267,7 +265,7 @@ def _choice(search: Search, stage: Stage, priced: Priced, master: Mastered, room
     split = priced.split[active]
     # Others take whole cards, whatever the rounding of the solution.
     expected = np.where(split[:, None], taken[active], listed.usage[chosen])
-    return _Choice(room, columns, reduced, listed, chosen, split, expected)
+    return _Choice(columns, reduced, listed, chosen, split, expected)
 
 
 def _of_divided(search: Search, stage: Stage, priced: Priced, master: Mastered, slack: float) -> Columns:
