@@ -191,7 +191,16 @@ def _by_selection(
         near[choice.chosen] = True
         which = np.flatnonzero(near)
         listed, cutoff = choice.listed.take(which), min(value, priced.bound + reach * step)
-        found, _ = selected(listed, priced.duals, cutoff, least, good, search.left_s, choice.expected)
+        found, _ = selected(
+            listed,
+            priced.duals,
+            cutoff,
+            least,
+            good,
+            search.left_s,
+            choice.expected,
+            largest_first=search.mixes and stage.money == 1.0,
+        )
         if found is not None and search.fits(stage, choice.columns.take(which[found])):
             best, value = _better(stage, choice.columns, which[found], best, value)
             break

@@ -79,7 +79,9 @@ def selected(
     good: float,
     left_s: Callable[[], float],
     expected: FloatArray | None = None,
+    *,
     wider: int = 1,
+    largest_first: bool = False,
 ) -> tuple[IntArray | None, float]:
     """Find one column of each server that together keep the limits and are worth less than `cutoff`, or near.
 
@@ -100,6 +102,8 @@ def selected(
         What each server takes in the relaxation. None where a proof is wanted more than a plan.
     wider : int
         Times as many labels of a layer as usual.
+    largest_first : bool
+        Look for a plan with the servers that take most first, rather than those that move most.
 
     Returns
     -------
@@ -116,43 +120,57 @@ def selected(
         rest = replace(listed.take(free), limits=listed.limits - listed.usage[only].sum(axis=0))
         fixed = float(listed.worth[only].sum())
         usage = None if expected is None else expected[sizes > 1]
-        found, bound = selected(rest, duals, cutoff - fixed, step, good - fixed, left_s, usage, wider)
+        found, bound = selected(
+            rest,
+            duals,
+            cutoff - fixed,
+            step,
+            good - fixed,
+            left_s,
+            usage,
+            wider=wider,
+            largest_first=largest_first,
+        )
         return None if found is None else np.sort(np.r_[only, free[found]]), bound + fixed
     count = len(sizes)
     effort = _EFFORT_OF_FEW if count < _FEW else _EFFORT_OF_MANY if count > _MANY else _EFFORT
     usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
     beyond = np.maximum(duals, _UNPRICED * usual)
+    # Servers that move much come first, those that can be fitted finely last. Where that finds no plan, or
+    # none that is good enough, another order may; few servers gain more from wider layers.
     spread = np.maximum.reduceat(listed.usage, first) - np.minimum.reduceat(listed.usage, first)
-    # Servers that move much come first, those that can be fitted finely last.
-    order = np.argsort(-(spread @ beyond) / np.sqrt(sizes), kind="stable")
-    sizes = sizes[order]
-    start = starts(sizes)
-    which = np.repeat(first[order] - start[:-1], sizes) + np.arange(len(listed.server))
-    worth = listed.worth[which]
-    labels = Labels(
-        start,
-        worth,
-        listed.usage[which],
-        listed.limits,
-        _around(duals, usual, effort.sets),
-        np.zeros((count, len(duals))) if expected is None else expected[order],
-        np.stack([beyond, duals]),
-    )
+    orders = [np.argsort(-(spread @ beyond) / np.sqrt(sizes), kind="stable")]
+    if expected is not None and count >= _FEW:
+        least = np.minimum.reduceat(listed.usage @ beyond, first)
+        orders.insert(0 if largest_first else 1, np.argsort(-least, kind="stable"))
+    prices, charge = _around(duals, usual, effort.sets), np.stack([beyond, duals])
+    usage = np.zeros((count, len(duals))) if expected is None else expected
+    made: list[tuple[Labels, IntArray]] = []
     best: IntArray | None = None
     value, bound = np.inf, -np.inf
     progress = np.arange(1, count + 1) / count
-    for width, low, high in effort.searches:
+    for turn, (width, low, high) in enumerate(effort.searches):
+        if turn < len(orders):
+            order = orders[turn]
+            start = starts(sizes[order])
+            which = np.repeat(first[order] - start[:-1], sizes[order]) + np.arange(len(listed.server))
+            labels = Labels(
+                start, listed.worth[which], listed.usage[which], listed.limits, prices, usage[order], charge
+            )
+            made.append((labels, which))
+        labels, which = made[turn % len(orders)]
         share = np.zeros(count)
         if high > 0 and expected is not None:
             share = high * (low / high) ** (1.0 - progress)
         plan, lowest = labels.search(cutoff, wider * width, share, left_s)
         bound = max(bound, lowest)
-        if plan is not None and worth[plan].sum() < value:
-            best, value = plan, float(worth[plan].sum())
+        if plan is not None and listed.worth[which[plan]].sum() < value:
+            best = np.sort(which[plan])
+            value = float(listed.worth[best].sum())
             cutoff = min(cutoff, value)
         if value <= good or cutoff - bound <= step or left_s() <= 0:
             break
-    return None if best is None else np.sort(which[best]), min(bound, cutoff)
+    return best, min(bound, cutoff)
 
 
 def _around(duals: FloatArray, usual: FloatArray, sets: int) -> FloatArray:
