@@ -15,7 +15,7 @@ except ModuleNotFoundError:
     IS_COMPILED = False
 
 if TYPE_CHECKING:
-    from solver.milp import BoolArray, IntArray
+    from solver.milp import BoolArray, FloatArray, IntArray
     from solver.pricing import Columns
     from solver.search import Priced, Search
     from solver.stage import Stage
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST_SERVERS, _FAR, _MOST_SERVERS_FAR = 500, 3.0, 1_500
 
 # Nodes of the branch and bound with a level of service, and with the cost; share of the time left.
-_NODES_OF_SERVICE, _NODES_OF_COST, _TIME = 10, 1_000, 0.35
+_NODES_OF_SERVICE, _NODES_OF_COST, _TIME = 10, 400, 0.35
 
 
 def is_always_tried(search: Search, stage: Stage, columns: Columns) -> bool:
@@ -49,24 +49,12 @@ def assigned(
     """
     near = np.ones(len(priced.columns), dtype=bool)
     is_far = stage.money == 1.0 and _FAR * step < value - bound < np.inf
-    limited = _limited(stage, priced.columns) if _is_tried(search, is_far=is_far) else None
-    servers, place = np.unique(priced.columns.server, return_inverse=True)
-    if limited is None or len(servers) < stage.active.sum() or not len(servers):
+    problem, order = _problem(search, stage, priced, is_far=is_far)
+    if problem is None:
         return value, bound, near
-    row, weight, capacity = limited
-    order = np.argsort(row, kind="stable")
-    worth, place = stage.worth(priced.columns)[order], place[order]
-    problem = Assignment(
-        place,
-        np.searchsorted(row[order], np.arange(len(capacity) + 1)),
-        weight[order],
-        worth,
-        capacity,
-        priced.lower[servers],
-    )
     nodes = _NODES_OF_COST if stage.money == 1.0 else _NODES_OF_SERVICE
-    most = np.zeros(len(servers))
-    np.maximum.at(most, place, worth)
+    most = np.zeros(search.servers.count)
+    np.maximum.at(most, priced.columns.server, stage.worth(priced.columns))
     # Without a plan, more than any is worth.
     known = min(value, float(most.sum()) + 1.0 + 2.0 * step)
     until_s = (1.0 - _TIME) * search.left_s()
@@ -77,6 +65,52 @@ def assigned(
     near[order] = (at_least < found - step) & (proven < found - step)
     bound = max(bound, min(proven, value) if np.isfinite(value) or near.any() else np.inf)
     return value, bound, near
+
+
+def excluded(
+    search: Search, stage: Stage, priced: Priced, value: float, step: float
+) -> tuple[float, float, FloatArray] | None:
+    """Look at the knapsacks once; None where the columns are no assignment problem.
+
+    Returns
+    -------
+    found : float
+        What the plan is worth that was found on the way, which is the incumbent; inf for none below `value`.
+    bound : float
+        No plan is worth less than the lesser of this and ``value - step``.
+    least : (C,) float
+        No plan with the column is, than the lesser of its entry and ``value - step``.
+    """
+    problem, order = _problem(search, stage, priced, is_far=False)
+    if problem is None:
+        return None
+    plan, found, bound, at_least, _ = problem.solve(value, step, 1, search.left_s)
+    if plan is not None:
+        search.adopt(search.plan_of(priced.columns.take(order[plan])))
+    least = np.empty(len(order))
+    least[order] = np.maximum(at_least, bound)
+    return np.inf if plan is None else found, bound, least
+
+
+def _problem(
+    search: Search, stage: Stage, priced: Priced, *, is_far: bool
+) -> tuple[Assignment | None, IntArray]:
+    """Return the assignment problem of the columns, None where they are none, and their order in it."""
+    limited = _limited(stage, priced.columns) if _is_tried(search, is_far=is_far) else None
+    servers, place = np.unique(priced.columns.server, return_inverse=True)
+    if limited is None or len(servers) < stage.active.sum() or not len(servers):
+        return None, np.arange(0)
+    row, weight, capacity = limited
+    order = np.argsort(row, kind="stable")
+    problem = Assignment(
+        place[order],
+        np.searchsorted(row[order], np.arange(len(capacity) + 1)),
+        weight[order],
+        stage.worth(priced.columns)[order],
+        capacity,
+        priced.lower[servers],
+    )
+    return problem, order
 
 
 def _is_tried(search: Search, *, is_far: bool) -> bool:

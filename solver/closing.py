@@ -17,6 +17,7 @@ from solver.problem import HOLD_TOLERANCE
 from solver.proving import proven
 from solver.search import MOST_COLUMNS
 from solver.selection import is_selected
+from solver.stepping import stepped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,11 +83,17 @@ class _Near:
 
 
 def close(
-    search: Search, stage: Stage, priced: Priced, value: float, bound: float, step: float
+    search: Search,
+    stage: Stage,
+    priced: Priced,
+    value: float,
+    bound: float,
+    step: float,
+    unit: float | None = None,
 ) -> tuple[bool, float]:
     """Narrow the gap to a plan of this `value` (inf: none); whether there is a plan, and the bound.
 
-    `step` is the least improvement worth looking for.
+    `step` is the least improvement worth looking for; plans are worth multiples of `unit`, if it is given.
     """
     if not (search.mixes or search.servers.is_listed):
         # What the listed columns do not make, others might.
@@ -95,7 +102,10 @@ def close(
         value, bound = proven(search, stage, priced, value, bound, step, _until_s(search, stage, value))
         if bound >= value - step - _TINY * max(1.0, abs(bound)):
             return bool(np.isfinite(value)), bound
-    value, bound, near = assigned(search, stage, priced, value, bound, step)
+    if unit is not None:
+        value, bound, near = stepped(search, stage, priced, value, bound, unit)
+    else:
+        value, bound, near = assigned(search, stage, priced, value, bound, step)
     if not near.any():
         return bool(np.isfinite(value)), bound
     if not near.all():
@@ -171,7 +181,9 @@ def _widen(
             is_tried = reach < rest if search.mixes else is_far and not is_one_program
             share = _TIME_TO_TRY if is_tried else 1.0
             seconds = share * (search.left_s() - until_s)
-            raw = search.solve(milp, relax=False, seconds=seconds, start=start)
+            # With a level of service it is cuts that prove, and presolve only takes its time.
+            presolve = is_cost or search.mixes
+            raw = search.solve(milp, relax=False, seconds=seconds, start=start, presolve=presolve)
         if raw is None or raw.termination is Termination.INFEASIBLE:
             bound = max(bound, min(end, value))
         else:

@@ -381,9 +381,10 @@ class _Levels:
         reduced = priced.columns.value(bare.prices(priced.duals)) - lower[priced.columns.server]
         bare_priced = replace(priced, lower=lower, reduced=reduced, bound=bare_bound)
         step = self.search.options.relative_gap * float(weight.sum() - value) if np.isfinite(value) else 0.0
-        if self.search.steps_are_whole(weight, by_share=by_share):
-            step = max(step, _NEXT * float(weight.min()))
-        found, bound = close(self.search, bare, bare_priced, value, bound, step)
+        unit = float(weight.min()) if self.search.steps_are_whole(weight, by_share=by_share) else None
+        if unit is not None:
+            step = max(step, _NEXT * unit)
+        found, bound = close(self.search, bare, bare_priced, value, bound, step, unit)
         return found, self.search.whole_steps(weight, bound, by_share=by_share)
 
     def _value(self, cost: Priced | None, short: Priced | None) -> GpuValue:

@@ -153,6 +153,8 @@ class SolveOptions:
         Drop integrality, solve the linear program, return row duals.
     start : (n,) float or None
         A point to start from, NaN where a value is not known; a hint that a backend may ignore.
+    presolve : bool
+        Whether a backend may reduce an integer program before it solves it; a hint that it may ignore.
     seed : int
     threads : int
     """
@@ -161,6 +163,7 @@ class SolveOptions:
     relative_gap: float = 1e-4
     relax: bool = False
     start: FloatArray | None = None
+    presolve: bool = True
     seed: int = 0
     threads: int = 1
 

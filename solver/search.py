@@ -291,6 +291,7 @@ class Search:
         seconds: float | None = None,
         gap: float | None = None,
         start: FloatArray | None = None,
+        presolve: bool = True,
     ) -> RawSolution:
         """Solve a program, its relaxation with `relax`, in so many seconds (None: in those left)."""
         options = replace(
@@ -299,6 +300,7 @@ class Search:
             relax=relax,
             relative_gap=self.options.relative_gap if gap is None else gap,
             start=start,
+            presolve=presolve,
         )
         raw = self.backend.solve(milp, options)
         self.solver, self.version = raw.solver, raw.version

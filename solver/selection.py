@@ -65,6 +65,11 @@ _EFFORT_OF_MANY = _Effort(
 _EFFORT = _Effort(48, tuple((200, low, high) for _, low, high in _EFFORT_OF_MANY.searches))
 
 
+def is_compiled() -> bool:
+    """Whether `selected` is there."""
+    return IS_COMPILED
+
+
 def is_selected(search: Search) -> bool:
     """Whether plans are made by dynamic programming."""
     count = search.servers.count
@@ -82,6 +87,7 @@ def selected(
     *,
     wider: int = 1,
     largest_first: bool = False,
+    tries: int = 5,
 ) -> tuple[IntArray | None, float]:
     """Find one column of each server that together keep the limits and are worth less than `cutoff`, or near.
 
@@ -104,6 +110,8 @@ def selected(
         Times as many labels of a layer as usual.
     largest_first : bool
         Look for a plan with the servers that take most first, rather than those that move most.
+    tries : int
+        Searches at most.
 
     Returns
     -------
@@ -130,6 +138,7 @@ def selected(
             usage,
             wider=wider,
             largest_first=largest_first,
+            tries=tries,
         )
         return None if found is None else np.sort(np.r_[only, free[found]]), bound + fixed
     count = len(sizes)
@@ -149,7 +158,7 @@ def selected(
     best: IntArray | None = None
     value, bound = np.inf, -np.inf
     progress = np.arange(1, count + 1) / count
-    for turn, (width, low, high) in enumerate(effort.searches):
+    for turn, (width, low, high) in enumerate(effort.searches[:tries]):
         if turn < len(orders):
             order = orders[turn]
             start = starts(sizes[order])

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from fleets import fleet
 
-from solver import assignment, backends, bounding, closing, planning, pricing, selection
+from solver import assignment, backends, bounding, closing, planning, pricing, selection, stepping
 from solver import decompose as decomposition
 from solver import search as searching
 from solver.backends.greedy import greedy
@@ -671,6 +671,54 @@ def test_dynamic_programming_and_the_rest_agree_on_a_fleet_of_one_type(
         assert other.bound <= one.value + 1e-6 * max(1.0, abs(one.value))
     assert with_it.termination is Termination.OPTIMAL
     assert violations(problem, with_it.plan) == []
+
+
+@compiled
+@pytest.mark.parametrize("is_lucky", [True, False])
+def test_a_plan_is_sought_at_each_value_of_a_level_of_service(
+    is_lucky: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it finds is a plan, and what it proves and excludes holds; also where its searches fail."""
+    found: list[bool] = []
+    excluded: list[int] = []
+    stepped, search_among = closing.stepped, stepping.selected
+
+    def checked(search: Any, stage: Any, priced: Any, value: float, bound: float, unit: float) -> Any:
+        columns = priced.columns
+        milp, free = search.program_of(stage, columns, price=None, integer=True)
+        exact = search.solve(milp, relax=False, gap=0.0)
+        best = np.inf if exact.x is None else exact.objective
+        after, proven, near = stepped(search, stage, priced, value, bound, unit)
+        assert after <= value
+        assert bound <= proven <= min(after, best) + 1e-9
+        if after < value:
+            plan = search.incumbent.take(stage.active[search.incumbent.server])
+            assert stage.service(plan).sum() == pytest.approx(after)
+            assert search.fits(stage, plan)
+        found.append(after < value)
+        if exact.x is not None and not is_lucky:
+            taken = np.ones(len(columns), dtype=bool)
+            taken[free] = exact.x[: len(free)] > 0.5
+            for more in (1, 2):
+                at, _, kept = stepped(search, stage, priced, best + more * unit, bound, unit)
+                if at > best + 0.5 * unit:
+                    assert kept[taken].all()
+                    excluded.append(int((~kept).sum()))
+        return after, proven, near
+
+    monkeypatch.setattr(closing, "stepped", checked)
+    if not is_lucky:
+        monkeypatch.setattr(stepping, "selected", lambda *_, **__: (None, -np.inf))
+        monkeypatch.setattr(stepping, "_TRIED", 30)
+        # The knapsacks find the plan, and prove it, of most fleets.
+        monkeypatch.setattr(stepping, "excluded", lambda *a: (np.inf, -np.inf, assignment.excluded(*a)[2]))
+    for seed in range(20):
+        problem = fleet(60, seed, mix=False, stock=0.8)
+        solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=1e-3))
+        assert violations(problem, solved.plan) == []
+        assert solved.termination is Termination.OPTIMAL
+    assert sum(found) > 3 or not is_lucky
+    assert is_lucky or sum(excluded) > 100
 
 
 def test_columns_that_are_not_listed_are_not_proven_away(monkeypatch: pytest.MonkeyPatch) -> None:
