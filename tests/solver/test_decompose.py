@@ -681,7 +681,7 @@ def test_a_plan_is_sought_at_each_value_of_a_level_of_service(
     """What it finds is a plan, and what it proves and excludes holds; also where its searches fail."""
     found: list[bool] = []
     excluded: list[int] = []
-    stepped, search_among = closing.stepped, stepping.selected
+    stepped = closing.stepped
 
     def checked(search: Any, stage: Any, priced: Any, value: float, bound: float, unit: float) -> Any:
         columns = priced.columns
