@@ -98,7 +98,7 @@ def close(
     if not (search.mixes or search.servers.is_listed):
         # What the listed columns do not make, others might.
         return bool(np.isfinite(value)), bound
-    if stage.money == 1.0 and is_selected(search):
+    if stage.money == 1.0 and is_selected(search, serves_all=not stage.held):
         value, bound = proven(search, stage, priced, value, bound, step, _until_s(search, stage, value))
         if bound >= value - step - _TINY * max(1.0, abs(bound)):
             return bool(np.isfinite(value)), bound

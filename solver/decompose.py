@@ -418,7 +418,7 @@ class _Levels:
         bound = priced.bound
         step = self.search.options.relative_gap * abs(bound)
         few = self.search.servers.count <= _FEW and is_always_tried(self.search, stage, priced.columns)
-        if few or (not self.search.mixes and is_selected(self.search)):
+        if few or (not self.search.mixes and is_selected(self.search, serves_all=not stage.held)):
             known = self.search.incumbent_in(stage, priced.columns)
             columns = None if known is None else priced.columns.take(known)
         else:

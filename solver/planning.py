@@ -71,7 +71,7 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
     is_cost = stage.money == 1.0
-    selects = is_selected(search)
+    selects = is_selected(search, serves_all=is_cost and not stage.held)
     if priced.master is not None and selects and not search.mixes and not is_cost:
         # At the cost level, what closes the gap looks at all columns at once.
         best, value = _by_selection(search, stage, priced, priced.master, good, best, value)

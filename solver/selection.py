@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from solver.prices import Listed
     from solver.search import Search
 
-# Servers of a fleet with one type, above the first: small ones are for branch and bound over knapsacks.
-_FEWEST, _MOST = 100, 1_500
+# Servers of a fleet with one type. Up to `_FEW_HELD` ones branch and bound over knapsacks proves more where
+# some are not served, and finds more among what their knapsacks leave.
+_FEWEST, _MOST, _FEW_HELD = 40, 1_500, 100
 
 # What tells sets of prices from the best ones, as standard deviations of logarithms: when some servers are
 # decided, the best prices for the rest are other ones.
@@ -70,10 +71,11 @@ def is_compiled() -> bool:
     return IS_COMPILED
 
 
-def is_selected(search: Search) -> bool:
-    """Whether plans are made by dynamic programming."""
+def is_selected(search: Search, *, serves_all: bool) -> bool:
+    """Whether plans are made by dynamic programming, at stages where everything is served or at others."""
     count = search.servers.count
-    return IS_COMPILED and (search.is_closable if search.mixes else _FEWEST < count <= _MOST)
+    fewest = _FEWEST if serves_all else _FEW_HELD
+    return IS_COMPILED and (search.is_closable if search.mixes else fewest < count <= _MOST)
 
 
 def selected(
