@@ -71,15 +71,35 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
     is_cost = stage.money == 1.0
-    selects = is_selected(search, serves_all=is_cost and not stage.held)
-    if priced.master is not None and selects and not search.mixes and not is_cost:
-        # At the cost level, what closes the gap looks at all columns at once.
-        best, value = _by_selection(search, stage, priced, priced.master, good, best, value)
-        if best is not None and value <= good:
+    selects, master = is_selected(search, serves_all=is_cost and not stage.held), priced.master
+    # With one type, what closes the gap looks at all columns at once at the cost level. Of few servers a
+    # repair rarely makes a plan that is good enough.
+    first = is_cost and search.servers.count < _BETTERED_BELOW if search.mixes else not is_cost
+    if master is not None and selects and first:
+        best, value = _by_selection(search, stage, priced, master, good, best, value)
+        if best is not None and (value <= good or (is_cost and _is_near(priced, value, good))):
             search.adopt(search.plan_of(best))
             return best
-    listed = search.listed(stage, priced.columns)
-    distance = listed.distance(priced.duals, priced.reduced, chosen)
+    nearest = _nearest(search, stage, priced, good)
+    best, value = _by_repair(search, stage, priced, nearest, best, value)
+    if master is not None and selects and search.mixes and not first:
+        best, value = _by_selection(search, stage, priced, master, good, best, value)
+    elif master is not None and is_cost and not selects:
+        best, value = _by_beams(search, stage, priced, master, good, best, value)
+    best, value = _by_programs(search, stage, priced, nearest, good, best, value)
+    if best is not None:
+        search.adopt(search.plan_of(best))
+    return best
+
+
+def _is_near(priced: Priced, value: float, good: float) -> bool:
+    return value - priced.bound <= _NEAR * (good - priced.bound)
+
+
+def _nearest(search: Search, stage: Stage, priced: Priced, good: float) -> IntArray:
+    """Columns in the order in which a change of prices makes them the best."""
+    chosen = priced.chosen[priced.chosen >= 0]
+    distance = search.listed(stage, priced.columns).distance(priced.duals, priced.reduced, chosen)
     # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
     # column beyond what the plan may cost above the bound is a last resort.
     far = (priced.reduced > good - priced.bound) & (distance > 0)
@@ -88,7 +108,20 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         # With all that the master takes there is a mixture at least that keeps the limits.
         taken = priced.master.columns.take(priced.master.x > 0)
         distance[places(priced.columns, taken)] = -np.inf
-    nearest = np.argsort(distance, kind="stable")
+    return np.argsort(distance, kind="stable")
+
+
+def _by_repair(
+    search: Search,
+    stage: Stage,
+    priced: Priced,
+    nearest: IntArray,
+    best: Columns | None,
+    value: float,
+) -> tuple[Columns | None, float]:
+    """Better a plan by exchanges that make the master's solution fit, among more and more columns."""
+    chosen = priced.chosen[priced.chosen >= 0]
+    listed = search.listed(stage, priced.columns)
     # Leaving a server out takes away excess wherever that is allowed.
     empty = np.flatnonzero(priced.columns.replicas.sizes == 0)
     until_s = (1.0 - _TIME_TO_REPAIR) * search.left_s()
@@ -105,14 +138,7 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         best, value = _better(stage, priced.columns, found, best, value)
         if repair is not None or count >= len(nearest):
             break
-    if priced.master is not None and selects and search.mixes:
-        best, value = _by_selection(search, stage, priced, priced.master, good, best, value)
-    elif priced.master is not None and is_cost:
-        best, value = _by_beams(search, stage, priced, priced.master, good, best, value)
-    best, value = _by_programs(search, stage, priced, nearest, good, best, value)
-    if best is not None:
-        search.adopt(search.plan_of(best))
-    return best
+    return best, value
 
 
 def _by_programs(
@@ -136,7 +162,7 @@ def _by_programs(
     for count in sizes:
         if count > MOST_COLUMNS:
             break
-        near = value - priced.bound <= _NEAR * (good - priced.bound)
+        near = _is_near(priced, value, good)
         tried = search.servers.count <= _FEW and near if search.mixes else count > _PLAN_COLUMNS[0]
         enough = is_cost and closable and tried
         if value <= good or (best is not None and enough):
@@ -181,7 +207,9 @@ def _by_selection(
     value: float,
 ) -> tuple[Columns | None, float]:
     """Better a plan by dynamic programming, where that is not near enough to the bound."""
-    step = good - priced.bound
+    is_cost, step = stage.money == 1.0, good - priced.bound
+    # At levels of service another order finds plans of one type, and few with a mix.
+    largest_first = None if search.mixes and not is_cost else is_cost
     least = step * (_BETTERED if search.servers.count < _BETTERED_BELOW else 1.0)
     for reach, room in _SELECTED:
         if value <= good or search.left_s() <= 0:
@@ -199,7 +227,7 @@ def _by_selection(
             good,
             search.left_s,
             choice.expected,
-            largest_first=search.mixes and stage.money == 1.0,
+            largest_first=largest_first,
         )
         if found is not None and search.fits(stage, choice.columns.take(which[found])):
             best, value = _better(stage, choice.columns, which[found], best, value)

@@ -88,7 +88,7 @@ def selected(
     expected: FloatArray | None = None,
     *,
     wider: int = 1,
-    largest_first: bool = False,
+    largest_first: bool | None = None,
     tries: int = 5,
 ) -> tuple[IntArray | None, float]:
     """Find one column of each server that together keep the limits and are worth less than `cutoff`, or near.
@@ -110,8 +110,9 @@ def selected(
         What each server takes in the relaxation. None where a proof is wanted more than a plan.
     wider : int
         Times as many labels of a layer as usual.
-    largest_first : bool
-        Look for a plan with the servers that take most first, rather than those that move most.
+    largest_first : bool or None
+        Whether the first search has the servers that take most first, and the second those that move most, or
+        the other way round, and so on in turns; None for those that move most each time.
     tries : int
         Searches at most.
 
@@ -147,11 +148,11 @@ def selected(
     effort = _EFFORT_OF_FEW if count < _FEW else _EFFORT_OF_MANY if count > _MANY else _EFFORT
     usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
     beyond = np.maximum(duals, _UNPRICED * usual)
-    # Servers that move much come first, those that can be fitted finely last. Where that finds no plan, or
-    # none that is good enough, another order may; few servers gain more from wider layers.
+    # Servers that move much come first, those that can be fitted finely last. Few servers gain more from
+    # wider layers than from another order.
     spread = np.maximum.reduceat(listed.usage, first) - np.minimum.reduceat(listed.usage, first)
     orders = [np.argsort(-(spread @ beyond) / np.sqrt(sizes), kind="stable")]
-    if expected is not None and count >= _FEW:
+    if largest_first is not None and count >= _FEW:
         least = np.minimum.reduceat(listed.usage @ beyond, first)
         orders.insert(0 if largest_first else 1, np.argsort(-least, kind="stable"))
     prices, charge = _around(duals, usual, effort.sets), np.stack([beyond, duals])
