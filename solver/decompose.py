@@ -7,7 +7,8 @@
    near the bound finds the last digits (Dantzig-Wolfe; `bounding`).
 3. The columns that the master takes nearly fit. A few servers are changed to make them fit (`repair`), or
    dynamic programming, a beam search or small integer programs choose among columns near the bound
-   (`selection`, `beam`, `between`, `planning`).
+   (`selection`, `beam`, `between`, `planning`). With one type, plans are sought at each value of a level of
+   service, among what knapsacks leave (`stepping`).
 4. Dynamic programming over all columns near the bound proves the plan, or finds a better one (`proving`).
    Where that leaves a gap: programs over all columns whose reduced cost is below a reach, which is widened
    until they make a plan. What they do not make is not there, so each of them lifts the bound by its reach.
