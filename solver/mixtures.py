@@ -166,7 +166,7 @@ class _Search:
         self.loaded = problem.arrival_rps[which] > 0
         self.may_stop_short = self.partial & (self.largest_unserved > 0)
         self.most_states = int(np.clip(_MOST_STATES // max(len(which), 1), *_MOST_STATES_EACH))
-        self.best = self.dropped = np.full(len(which), np.inf)
+        self.best, self.dropped = np.full(len(which), np.inf), np.full(len(which), np.inf)
 
     def _threshold(self) -> FloatArray:
         """Worth above which a partial plan of each server is of no interest."""
@@ -246,16 +246,9 @@ class _Compiled(_Search):
 class _Stepwise(_Search):
     """All servers at once, by array operations over the options in their order of the search."""
 
-    def __init__(
-        self,
-        servers: Servers,
-        which: IntArray,
-        prices: Prices,
-        largest_unserved: FloatArray,
-        slack: FloatArray,
-        tally: IntArray | None = None,
-    ) -> None:
-        super().__init__(servers, which, prices, largest_unserved, slack, tally)
+    def _prepare(self) -> None:
+        """Sort the options of each server, and find some plan."""
+        servers, which, prices = self.servers, self.which, self.prices
         option = servers.option[which]
         there = option >= 0
         price = np.where(there, prices.replica[option], np.inf)
@@ -286,6 +279,7 @@ class _Stepwise(_Search):
         self.leaves: list[_States] = []
 
     def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
+        self._prepare()
         count, width = self.option.shape
         states = _States(
             server=np.arange(count),
