@@ -54,6 +54,8 @@ def proven(
     if search.mixes:
         mean = abs(priced.bound) / max(int(stage.active.sum()), 1)
         reach, wider = min(_FIRST_REACH_OF_MIX * pace, _PART_OF_SERVER * mean) + bound - priced.bound, _WIDER
+        if value - step - priced.bound <= _LAST * reach:
+            reach = value - step - priced.bound
     while search.left_s() > until_s and bound < value - step - _TINY * max(1.0, abs(bound)):
         # With a mix, a little farther there are many more columns; with one type, any better plan helps.
         less = step if search.mixes else 0.0
