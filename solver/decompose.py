@@ -63,6 +63,9 @@ if TYPE_CHECKING:
 # Share of the time limit that is kept for the baseline, and for what is done with the answer.
 _TIME_AFTER = 0.15
 
+# Without a time limit it is so long: there are shares of what is left.
+_LONGEST_S = 1e7
+
 # Branch and bound for so few servers finds its first plan as soon as any other way; for more, dynamic
 # programming does.
 _FEW = 100
@@ -109,6 +112,7 @@ def decompose(
     SolverError
         From the backend, or when a bound contradicts a plan.
     """
+    options = replace(options, time_limit_s=min(options.time_limit_s, _LONGEST_S))
     end = now() + (1.0 - _TIME_AFTER) * options.time_limit_s
     out = dominated(problem)
     whole = is_whole(problem, serve_all=False)

@@ -34,22 +34,18 @@ _CELLS = cython.declare(cython.Py_ssize_t, 2_000_000)
 # Multipliers are sought this many iterations long, at the root and below, aiming at first at this part of the
 # cost, or of the gap, above the best bound, and at half of it after so many iterations without progress.
 _ROOT_ITERATIONS = cython.declare(cython.Py_ssize_t, 400)
-_ITERATIONS = cython.declare(cython.Py_ssize_t, 30)
+_ITERATIONS = cython.declare(cython.Py_ssize_t, 45)
 _ROOT_AIM = cython.declare(cython.double, 0.02)
-_AIM = cython.declare(cython.double, 0.05)
+_AIM = cython.declare(cython.double, 0.1)
 _ROOT_PATIENCE = cython.declare(cython.Py_ssize_t, 10)
-_PATIENCE = cython.declare(cython.Py_ssize_t, 5)
+_PATIENCE = cython.declare(cython.Py_ssize_t, 10)
 
 # Share of the last direction kept in the next, and of the last solution in the average.
-_MOMENTUM = cython.declare(cython.double, 0.5)
+_MOMENTUM = cython.declare(cython.double, 0.7)
 _NEW = cython.declare(cython.double, 0.1)
 
 # A plan is sought every so many iterations.
 _SEARCHED = cython.declare(cython.Py_ssize_t, 10)
-
-# A node is bounded again while this part of its options was excluded, so many times at most.
-_MANY = cython.declare(cython.double, 0.1)
-_AGAIN = cython.declare(cython.Py_ssize_t, 2)
 
 # Rounds of local search.
 _ROUNDS = cython.declare(cython.Py_ssize_t, 30)
@@ -270,35 +266,20 @@ class Assignment:
     @cython.exceptval(check=False)
     def _node(self, step: cython.double, before: cython.double, is_root: cython.bint) -> cython.double:
         """Bound the node, excluding options on the way; at least `value` - `step` where nothing is better."""
-        again: cython.Py_ssize_t
-        k: cython.Py_ssize_t
-        excluded: cython.Py_ssize_t
-        there: cython.Py_ssize_t
         cutoff: cython.double = self.value - step
-        bound: cython.double = before
-        for again in range(_AGAIN):
-            there = self._settle()
-            if there < 0:
-                return _HUGE
-            if is_root and again == 0:
-                bound = self._ascend(_ROOT_AIM * abs(cutoff), _ROOT_ITERATIONS, _ROOT_PATIENCE, step)
-            else:
-                bound = self._ascend(_AIM * (cutoff - bound), _ITERATIONS, _PATIENCE, step)
-            cutoff = self.value - step
-            if bound >= cutoff:
-                return bound
+        bound: cython.double
+        if self._settle() < 0:
+            return _HUGE
+        if is_root:
+            bound = self._ascend(_ROOT_AIM * abs(cutoff), _ROOT_ITERATIONS, _ROOT_PATIENCE, step)
+        else:
+            bound = self._ascend(_AIM * (cutoff - before), _ITERATIONS, _PATIENCE, step)
+        if bound < self.value - step:
             self._search()
-            cutoff = self.value - step
-            if bound >= cutoff:
-                return bound
+        cutoff = self.value - step
+        if bound < cutoff:
             self._losses()
-            excluded = self._exclude(bound, cutoff)
-            there = 0
-            for k in range(self.options):
-                if not self.out[k]:
-                    there += 1
-            if excluded <= _MANY * (there + excluded):
-                break
+            self._exclude(bound, cutoff)
         return bound
 
     @cython.cfunc
@@ -713,8 +694,8 @@ class Assignment:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _exclude(self, bound: cython.double, cutoff: cython.double) -> cython.Py_ssize_t:
-        """Exclude the options that no plan worth less than `cutoff` has; how many.
+    def _exclude(self, bound: cython.double, cutoff: cython.double) -> cython.void:
+        """Exclude the options that no plan worth less than `cutoff` has.
 
         `least` is what a plan with an option is worth at least, if less than `cutoff`: its server takes no
         other then.
@@ -724,7 +705,6 @@ class Assignment:
         b: cython.Py_ssize_t
         k: cython.Py_ssize_t
         other: cython.Py_ssize_t
-        excluded: cython.Py_ssize_t = 0
         worth: cython.double
         for j in range(self.n):
             for a in range(self.of_start[j], self.of_start[j + 1]):
@@ -744,8 +724,6 @@ class Assignment:
                 if not self.out[k] and self.least[k] >= cutoff:
                     self.out[k] = 1
                     self.excluded_least = min(self.excluded_least, self.least[k])
-                    excluded += 1
-        return excluded
 
     @cython.cfunc
     @cython.nogil

@@ -77,4 +77,9 @@ def stepped(
                 break
         if lower >= cutoff:
             bound = tried + unit
-    return value, bound, least < value - step if value - step <= most else near
+    if value - step <= most:
+        near = least < value - step
+        if len(np.unique(priced.columns.server[near])) < active:
+            # There is no better plan.
+            bound = value
+    return value, bound, near
