@@ -173,18 +173,15 @@ class Labels:
         self.worth = worth
         taken = usage != 0
         self.entry = np.r_[0, np.cumsum(taken.sum(axis=1))].astype(np.int64)
-        self.row, self.amount = (
-            np.nonzero(taken)[1].astype(np.int64),
-            np.asarray(usage[taken], dtype=np.float64),
-        )
+        self.row = np.nonzero(taken)[1].astype(np.int64)
+        self.amount = np.asarray(usage[taken], dtype=np.float64)
         # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
         self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
-        self.rest = np.zeros((n + 1, self.sets))
         self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
         # With room for the sets that the first search adds.
         width = _blocks(self.sets + n // self._every() + 1)
-        self.duals, self.rest = _wider(self.duals, width, 0), _wider(self.rest, width, 1)
-        self.value = np.zeros((len(worth), width))
+        self.duals = _wider(self.duals, width, 0)
+        self.rest, self.value = np.zeros((n + 1, width)), np.zeros((len(worth), width))
         self._price(np.ascontiguousarray(np.asarray(self.duals).T))
         lowest, highest = np.minimum.reduceat(usage, first), np.maximum.reduceat(usage, first)
         np.asarray(self.beyond)[:n] = np.cumsum(np.asarray(expected)[::-1], axis=0)[::-1]

@@ -80,8 +80,9 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
         if best is not None and (value <= good or (is_cost and _is_near(priced, value, good))):
             search.adopt(search.plan_of(best))
             return best
-    nearest = _nearest(search, stage, priced, good)
-    best, value = _by_repair(search, stage, priced, nearest, best, value)
+    listed = search.listed(stage, priced.columns)
+    nearest = _nearest(priced, listed, good)
+    best, value = _by_repair(search, stage, priced, listed, nearest, best, value)
     if master is not None and selects and search.mixes and not first:
         best, value = _by_selection(search, stage, priced, master, good, best, value)
     elif master is not None and is_cost and not selects:
@@ -96,10 +97,10 @@ def _is_near(priced: Priced, value: float, good: float) -> bool:
     return value - priced.bound <= _NEAR * (good - priced.bound)
 
 
-def _nearest(search: Search, stage: Stage, priced: Priced, good: float) -> IntArray:
+def _nearest(priced: Priced, listed: Listed, good: float) -> IntArray:
     """Columns in the order in which a change of prices makes them the best."""
     chosen = priced.chosen[priced.chosen >= 0]
-    distance = search.listed(stage, priced.columns).distance(priced.duals, priced.reduced, chosen)
+    distance = listed.distance(priced.duals, priced.reduced, chosen)
     # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
     # column beyond what the plan may cost above the bound is a last resort.
     far = (priced.reduced > good - priced.bound) & (distance > 0)
@@ -115,13 +116,13 @@ def _by_repair(
     search: Search,
     stage: Stage,
     priced: Priced,
+    listed: Listed,
     nearest: IntArray,
     best: Columns | None,
     value: float,
 ) -> tuple[Columns | None, float]:
     """Better a plan by exchanges that make the master's solution fit, among more and more columns."""
     chosen = priced.chosen[priced.chosen >= 0]
-    listed = search.listed(stage, priced.columns)
     # Leaving a server out takes away excess wherever that is allowed.
     empty = np.flatnonzero(priced.columns.replicas.sizes == 0)
     until_s = (1.0 - _TIME_TO_REPAIR) * search.left_s()

@@ -46,6 +46,11 @@ class Smoothed:
         nearly keeps the limits.
     tiny : float
         Relative differences below this are rounding.
+
+    Raises
+    ------
+    ValueError
+        A server has no column.
     """
 
     n: cython.Py_ssize_t
@@ -94,6 +99,8 @@ class Smoothed:
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
         self.scale, self.steps, self.balanced, self.room, self.tiny = scale, steps, balanced, room, tiny
         columns, rows = usage.shape
+        if not np.all(np.diff(start) > 0):
+            raise ValueError("a server without columns has no bound")
         self.n, self.rows = len(start) - 1, rows
         taken = usage != 0
         self.entry = np.r_[0, np.cumsum(taken.sum(axis=1))].astype(np.int64)

@@ -77,6 +77,13 @@ def test_compiled_steps_are_those_of_the_arrays(monkeypatch: pytest.MonkeyPatch)
         assert found[0][1] == pytest.approx(found[1][1], rel=1e-6, abs=1e-9), seed
 
 
+@compiled
+def test_without_columns_there_is_no_bound() -> None:
+    nothing = listed(5, 3, 2, 0).take(np.zeros(0, dtype=int))
+    with pytest.raises(ValueError, match="without columns"):
+        ascend(nothing, np.zeros(2), np.ones(2), 0.05, lambda: 1.0)
+
+
 def test_distance_is_the_change_of_prices_that_makes_a_column_best() -> None:
     columns = listed(30, 5, 3, 2)
     duals = np.array([0.4, 0.2, 0.3])
