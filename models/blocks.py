@@ -1,7 +1,7 @@
 """The states below N of batch servers: their weights, added up for many servers at once.
 
-Compiled (`models.chain`), a weight is the product of the one before it and a factor. Where that is not there,
-array operations take the exponential of its logarithm.
+Compiled (`models.chain`), a weight is the product of the one before it and a factor, which comes from a table
+or from a line. Where that is not there, array operations take the exponential of its logarithm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 try:
-    from models.chain import IS_COMPILED, log_products, sums
+    from models.chain import IS_COMPILED, line_log_products, line_sums, log_products, sums
 except ModuleNotFoundError:
     # Not compiled, and no Cython to run it without.
     IS_COMPILED = False
@@ -116,6 +116,39 @@ class Carried(Block):
     def sums(self, log_load: FloatArray, log_floor: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `Block`."""
         return sums(self.ratio, self.members, self.states, log_load, log_floor)
+
+
+@dataclass(frozen=True)
+class Lines(Block):
+    """Weights as products of factors that need no table; compiled only.
+
+    Attributes
+    ----------
+    base, slope : (M,) float
+        mu(N) / mu(n) = base / n + slope.
+    states : (M,) int
+        N - 1.
+    """
+
+    base: FloatArray
+    slope: FloatArray
+    states: IntArray
+
+    @classmethod
+    def of(
+        cls, rows: IntArray, base: FloatArray, slope: FloatArray, states: IntArray
+    ) -> tuple[Self, FloatArray]:
+        """As `block_of`."""
+        block = cls(rows, np.arange(len(rows)), base, slope, states)
+        return block, line_log_products(base, slope, states)
+
+    def first(self, count: int) -> Self:
+        """See `Block`."""
+        return replace(self, states=np.minimum(self.states, count))
+
+    def sums(self, log_load: FloatArray, log_floor: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `Block`."""
+        return line_sums(self.base, self.slope, self.members, self.states, log_load, log_floor)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.laws import Candidates, Law, latencies_s, lone_latencies_s, service_time_s
-from models.queue import BatchQueue
+from models.laws import (
+    Candidates,
+    Law,
+    is_line,
+    latencies_s,
+    lone_latencies_s,
+    service_line_s,
+    service_time_s,
+)
+from models.queue import BatchQueue, ServiceTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,11 +309,12 @@ def _metrics(law: Law, candidates: Candidates, state: State, arrival_rps: FloatA
 
 
 def _queue(law: Law, candidates: Candidates) -> BatchQueue:
-    return BatchQueue.build(
+    times = ServiceTimes(
+        *service_line_s(law, candidates),
+        is_line(law, candidates, candidates.max_batch),
         lambda rows, batch: service_time_s(law, candidates.take(rows), batch),
-        candidates.max_batch,
-        candidates.max_queue,
     )
+    return BatchQueue.build(times, candidates.max_batch, candidates.max_queue)
 
 
 def groups(candidates: Candidates) -> Iterator[tuple[Law, IntArray, Candidates]]:

@@ -125,27 +125,37 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     (g, w) float
         Seconds, > 0.
     """
+    service_s = _affine(*service_line_s(law, candidates), batch)
+    bent = np.flatnonzero(~is_line(law, candidates, batch.max(axis=-1)))
+    if len(bent):
+        column = candidates.take(bent).take((slice(None), np.newaxis))
+        chunks = prefill_chunks(column, batch)
+        service_s[bent] = (chunks + column.out_tokens) * (column.alpha_s + experts_s(column, batch))
+        service_s[bent] += batch * (prefill_work_s(column, chunks) + decode_work_s(column))
+    return service_s
+
+
+def service_line_s(law: Law, candidates: Candidates) -> tuple[FloatArray, FloatArray]:
+    """Base and slope in n of `service_time_s` where `is_line`, each (g,) float."""
     c = candidates
     if law is Law.DECODE_LINEAR:
-        return _affine(c.out_tokens * c.alpha_s, c.out_tokens * c.beta_s, batch)
+        return c.out_tokens * c.alpha_s, c.out_tokens * c.beta_s
     if law is Law.PREFILL_DECODE:
         steps = _decode_steps(c)
-        return _affine(
-            _prefill_base_s(c) + steps * c.alpha_s, c.delta_s * c.in_tokens + steps * c.beta_s, batch
-        )
+        return _prefill_base_s(c) + steps * c.alpha_s, c.delta_s * c.in_tokens + steps * c.beta_s
     steps = 1.0 + c.out_tokens
-    service_s = _affine(steps * c.alpha_s, steps * work_per_iteration_s(c, np.ones(len(c))), batch)
-    if c.epsilon_s.any():
-        service_s += steps[:, np.newaxis] * experts_s(c.take((slice(None), np.newaxis)), batch)
-    # Most prompts stay whole up to the batch limit, and their time is affine in n.
-    cut = np.flatnonzero(prefill_chunks(c, batch.max(axis=-1)) > 1)
-    if len(cut):
-        column = c.take(cut).take((slice(None), np.newaxis))
-        chunks = prefill_chunks(column, batch)
-        work_s = prefill_work_s(column, chunks) + decode_work_s(column)
-        service_s[cut] = (chunks + column.out_tokens) * (column.alpha_s + experts_s(column, batch))
-        service_s[cut] += batch * work_s
-    return service_s
+    return steps * c.alpha_s, steps * work_per_iteration_s(c, np.ones(len(c)))
+
+
+def is_line(law: Law, candidates: Candidates, batch: FloatArray | IntArray) -> BoolArray:
+    """Whether `service_time_s` is affine in n up to n = `batch`, which broadcasts with (g,); (g,) bool.
+
+    Law 3 with experts is not, nor with prompts that are cut into several chunks; most stay whole.
+    """
+    if law is not Law.ITERATION:
+        return np.ones(len(candidates), dtype=bool)
+    line: BoolArray = (prefill_chunks(candidates, batch) == 1) & (candidates.epsilon_s == 0)
+    return line
 
 
 def latencies_s(
@@ -220,7 +230,7 @@ def lone_latencies_s(law: Law, candidates: Candidates) -> tuple[FloatArray, Floa
     return itl_s, np.where(c.in_tokens > 0, first_s, 0.0)
 
 
-def prefill_chunks(candidates: Candidates, batch: FloatArray) -> FloatArray:
+def prefill_chunks(candidates: Candidates, batch: FloatArray | IntArray) -> FloatArray:
     """Chunks c into which law 3 cuts a prompt so that n requests fit the token budget M.
 
     The least c >= 1 with n <= (c + b) (M - a / c) / (a + b), M = `TOKEN_BUDGET`. Multiplied by c this is a

@@ -60,7 +60,7 @@ from models.capacity import (
     put,
 )
 from models.laws import TOKEN_BUDGET
-from models.queue import BatchQueue
+from models.queue import BatchQueue, ServiceTimes
 
 if TYPE_CHECKING:
     from models.laws import Candidates, FloatArray, IntArray
@@ -411,7 +411,10 @@ def _queue(work: _Work, max_queue: IntArray) -> BatchQueue:
     def service_s(rows: IntArray, batch: FloatArray) -> FloatArray:
         return work.take(rows).service_s(np.broadcast_to(batch, (len(rows), len(batch))))
 
-    return BatchQueue.build(service_s, work.max_batch.astype(np.int64), max_queue)
+    straight = (work.epsilon_s == 0) & (work.floor_s == 0)
+    base_s, slope_s = work.iterations * work.alpha_s, work.prefill_s + work.decode_s
+    times = ServiceTimes(base_s, slope_s, straight, service_s)
+    return BatchQueue.build(times, work.max_batch.astype(np.int64), max_queue)
 
 
 def _figures(work: _Work, queue: BatchQueue, arrival_rps: FloatArray) -> _Figures:

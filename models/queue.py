@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaincc, gammainccinv, gammaln
 
-from models.blocks import block_of
+from models import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +145,27 @@ class State:
 
 
 @dataclass(frozen=True)
+class ServiceTimes:
+    """Time in service, > 0, when n requests always share one of g servers.
+
+    Attributes
+    ----------
+    base_s, slope_s : (g,) float
+        It is base + slope n,
+    straight : (g,) bool
+        for these servers.
+    table_s : callable
+        ``table_s(rows, batch)``: that of any servers `rows`, shape (m,), for n in `batch`, shape (W,); shape
+        (m, W).
+    """
+
+    base_s: FloatArray
+    slope_s: FloatArray
+    straight: BoolArray
+    table_s: Callable[[IntArray, FloatArray], FloatArray]
+
+
+@dataclass(frozen=True)
 class BatchQueue:
     """g servers of the kind above, ready to be solved at any arrival rate.
 
@@ -167,57 +188,59 @@ class BatchQueue:
     blocks: tuple[Block, ...]
 
     @classmethod
-    def build(
-        cls,
-        service_s: Callable[[IntArray, FloatArray], FloatArray],
-        max_batch: IntArray,
-        max_queue: IntArray,
-    ) -> BatchQueue:
+    def build(cls, times: ServiceTimes, max_batch: IntArray, max_queue: IntArray) -> BatchQueue:
         """Prepare servers from their service times.
 
         Parameters
         ----------
-        service_s : callable
-            ``service_s(rows, batch)``: the time in service, > 0, when n requests always share the server, for
-            the servers `rows`, shape (m,), and n in `batch`, shape (W,); shape (m, W).
+        times : ServiceTimes
         max_batch, max_queue : (g,) int
             N >= 1, Q >= 0.
         """
         full_rate_rps, log_full = np.empty(len(max_batch)), np.empty(len(max_batch))
-        blocks = []
+        found: list[Block] = []
+        # mu(N) / mu(n) is 1 at n = N, so the product up to N - 1 is that up to N.
+        straight = times.straight & blocks.IS_COMPILED
+        rows = np.flatnonzero(straight)
+        if len(rows):
+            base_s, slope_s, size = times.base_s[rows], times.slope_s[rows], max_batch[rows]
+            rate = size / (base_s + slope_s * size)
+            full_rate_rps[rows] = rate
+            block, log_full[rows] = blocks.Lines.of(rows, rate * base_s, rate * slope_s, size - 1)
+            found.append(block)
         largest_first = np.argsort(-max_batch, kind="stable")
+        largest_first = largest_first[~straight[largest_first]]
         while len(largest_first):
             width = int(max_batch[largest_first[0]])
             rows, largest_first = np.split(largest_first, [max(1, BLOCK_ELEMENTS // width)])
             count = np.arange(1.0, width + 1.0)
-            ratio = service_s(rows, count)
+            ratio = times.table_s(rows, count)
             last = max_batch[rows] - 1
             full_rate_rps[rows] = max_batch[rows] / ratio[np.arange(len(rows)), last]
-            # mu(N) / mu(n); at n = N it is 1, so the product up to N - 1 is that up to N.
             ratio *= full_rate_rps[rows, np.newaxis]
             ratio /= count
-            block, log_full[rows] = block_of(rows, ratio, last)
-            blocks.append(block)
+            table, log_full[rows] = blocks.block_of(rows, ratio, last)
+            found.append(table)
         return cls(
-            max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(blocks)
+            max_batch.astype(np.float64), max_queue.astype(np.float64), full_rate_rps, log_full, tuple(found)
         )
 
     def take(self, index: IntArray) -> BatchQueue:
         """Return the servers at distinct indices, in that order."""
         position = np.full(len(self.max_batch), -1)
         position[index] = np.arange(len(index))
-        blocks = []
+        left = []
         for block in self.blocks:
             rows = position[block.rows]
             kept = np.flatnonzero(rows >= 0)
             if len(kept):
-                blocks.append(block.take(rows[kept], kept))
+                left.append(block.take(rows[kept], kept))
         return BatchQueue(
             self.max_batch[index],
             self.max_queue[index],
             self.full_rate_rps[index],
             self.log_full[index],
-            tuple(blocks),
+            tuple(left),
         )
 
     def first_states(self, count: int) -> BatchQueue:

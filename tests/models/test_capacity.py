@@ -17,7 +17,7 @@ from models.capacity import (
     unloaded,
 )
 from models.laws import Candidates, Law, service_time_s
-from models.queue import BatchQueue
+from models.queue import BatchQueue, ServiceTimes
 
 LN20 = np.log(20.0)
 
@@ -61,9 +61,10 @@ def meets(candidate: Candidates, arrival_rps: np.ndarray, slack: float) -> bool:
     if candidate.target_ttft_s == 0 or np.isnan(candidate.percentile):
         return itl_met and (candidate.target_ttft_s == 0 or ttft_s <= candidate.target_ttft_s * (1 + slack))
     law, metrics = Law(candidate.law[0]), evaluate(candidate, arrival_rps)
-    queue = BatchQueue.build(
-        lambda _, batch: service_time_s(law, candidate, batch), candidate.max_batch, candidate.max_queue
+    times = ServiceTimes(
+        np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), lambda _, batch: service_time_s(law, candidate, batch)
     )
+    queue = BatchQueue.build(times, candidate.max_batch, candidate.max_queue)
     left_s = (candidate.target_ttft_s - (metrics.ttft_s - metrics.wait_s)) / candidate.wait_factor
     if left_s < 0:
         return False

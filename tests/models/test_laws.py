@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.laws import TOKEN_BUDGET, Law, latencies_s, lone_latencies_s, prefill_chunks, service_time_s
+from models.laws import (
+    TOKEN_BUDGET,
+    Law,
+    is_line,
+    latencies_s,
+    lone_latencies_s,
+    prefill_chunks,
+    service_line_s,
+    service_time_s,
+)
 
 BATCH = np.array([1.0, 2.0, 10.0, 64.0])
 
@@ -68,6 +77,37 @@ def test_law_3_time_by_hand(make):
         decode_s = 64 * 3.3e-5 + 3.33e-7 * 64 * (4096 + 65 / 2)
         assert seconds == pytest.approx((chunks + 64) * 0.008 + n * (prefill_s + decode_s), rel=1e-13)
     assert chunks > 1
+
+
+@given(
+    st.sampled_from(list(Law)),
+    st.integers(0, 20_000),
+    st.integers(1, 2000),
+    st.integers(1, 600),
+    st.sampled_from([0.0, 0.012]),
+)
+def test_where_the_time_is_a_line_it_is_that_line(make, law, in_tokens, out_tokens, batch, epsilon_s):
+    third = law is Law.ITERATION
+    candidates = make(
+        law=law,
+        alpha_s=0.008,
+        beta_s=3.3e-5,
+        gamma_s=3.33e-7,
+        delta_s=1e-5,
+        epsilon_s=epsilon_s if third else 0.0,
+        expert_fraction=0.03,
+        in_tokens=in_tokens,
+        out_tokens=out_tokens,
+        max_batch=batch,
+        max_queue=0,
+    )
+    n = np.arange(1.0, batch + 1.0)
+    base_s, slope_s = service_line_s(law, candidates)
+    same = service_time_s(law, candidates, n)[0] == pytest.approx(base_s + slope_s * n, rel=1e-12)
+    # Law 1 and 2 always are; law 3 bends where a prompt is cut, or experts are read.
+    bent = third and (prefill_chunks(candidates, n).max() > 1 or epsilon_s > 0)
+    assert is_line(law, candidates, np.array([batch])).tolist() == [not bent]
+    assert same == (not bent)
 
 
 @given(st.integers(0, 200_000), st.integers(1, 5000), st.integers(1, 4096))

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from models import blocks
 from models.capacity import LOWEST_SHARE, LOWEST_STATES
-from models.queue import BatchQueue
+from models.queue import BatchQueue, ServiceTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from models.laws import FloatArray
+    from models.laws import FloatArray, IntArray
     from models.queue import State
 
 
@@ -45,11 +45,20 @@ def build(service_s: list[FloatArray], max_queue: list[int]) -> BatchQueue:
     """Servers from a service time for n = 1..N each."""
     width = max(len(times) for times in service_s)
     table = np.array([np.pad(times, (0, width - len(times)), mode="edge") for times in service_s])
-    return BatchQueue.build(
+    return by_table(
         lambda rows, batch: table[rows, : len(batch)],
         np.array([len(times) for times in service_s]),
         np.array(max_queue),
     )
+
+
+def by_table(
+    table_s: Callable[[IntArray, FloatArray], FloatArray], max_batch: IntArray, max_queue: IntArray
+) -> BatchQueue:
+    """Servers of any service times."""
+    unknown = np.full(len(max_batch), np.nan)
+    times = ServiceTimes(unknown, unknown, np.zeros(len(max_batch), dtype=bool), table_s)
+    return BatchQueue.build(times, max_batch, max_queue)
 
 
 def solve(service_s: FloatArray, max_queue: int, arrival_rps: float) -> State:
@@ -220,7 +229,7 @@ def test_extremes_stay_finite_and_conserve():
         )
     )
     table = 0.02 + 0.0004 * np.arange(1, 4097)
-    queue = BatchQueue.build(
+    queue = by_table(
         lambda rows, batch: np.tile(table[: len(batch)], (len(rows), 1)),
         size.astype(int),
         max_queue.astype(int),
@@ -294,6 +303,33 @@ def test_servers_of_any_size_solved_together_or_alone_are_the_same(monkeypatch):
         for name in ("idle_probability", "loss_probability", "occupancy", "service_s", "wait_s"):
             assert getattr(together, name)[i] == pytest.approx(getattr(alone, name)[0], rel=1e-12), name
     np.testing.assert_allclose(some.wait_s, together.take(index[[2, 0]]).wait_s, rtol=1e-12)
+
+
+def test_lines_and_tables_are_the_same():
+    """Some servers by their line, some by a table, with states left out and servers dropped, too."""
+    rng = np.random.default_rng(5)
+    size, room = rng.integers(1, 400, 60), rng.integers(0, 500, 60)
+    base_s, slope_s = 10.0 ** rng.uniform(-6, 2, (2, 60))
+    base_s[:5], slope_s[5:10] = 0.0, 0.0
+    straight = rng.random(60) < 0.6
+
+    def table_s(rows: IntArray, batch: FloatArray) -> FloatArray:
+        return base_s[rows, np.newaxis] + np.multiply.outer(slope_s[rows], batch)
+
+    mixed = BatchQueue.build(ServiceTimes(base_s, slope_s, straight, table_s), size, room)
+    table = by_table(table_s, size, room)
+    np.testing.assert_allclose(mixed.full_rate_rps, table.full_rate_rps, rtol=1e-14)
+    np.testing.assert_allclose(mixed.log_full, table.log_full, rtol=1e-12, atol=1e-12)
+    kept = rng.permutation(60)[:30]
+    for load in (1e-6, 0.02, 0.7, 0.99, 1.0, 3.0):
+        for here, there in (
+            (mixed, table),
+            (mixed.take(kept), table.take(kept)),
+            (mixed.first_states(8), table.first_states(8)),
+        ):
+            one, other = (queue.solve(load * queue.full_rate_rps) for queue in (here, there))
+            for name, value in vars(other).items():
+                np.testing.assert_allclose(vars(one)[name], value, rtol=1e-10, atol=1e-290, err_msg=name)
 
 
 @pytest.mark.parametrize("load", [0.9, 1.1])
