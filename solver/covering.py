@@ -2,9 +2,9 @@
 """All mixes near the best one of every server: a covering knapsack each, compiled.
 
 The search that `solver.mixtures` does with array operations for all servers at once, for one server after the
-other: breadth first over its options in order of price per share, with the fractional bound. A step is a few
-instructions on a few numbers, for which array operations take many times as long to begin as to do. Types for
-callers are in `covering.pyi`.
+other: breadth first over its options in order of price per share, with the fractional bound and that of a
+table of what covering a part of the demand costs. A step is a few instructions on a few numbers, for which
+array operations take many times as long to begin as to do. Types for callers are in `covering.pyi`.
 """
 
 import cython
@@ -27,6 +27,10 @@ _MIX_AGAIN = cython.declare(cython.ulonglong, 0xBF58476D1CE4E5B9)
 
 # Instead of a number of types: another partial plan is better.
 _BETTERED = cython.declare(cython.longlong, -1)
+
+# Steps of the demand in the table of what covering it costs, and what of a step is rounding.
+_STEPS = cython.declare(cython.Py_ssize_t, 128)
+_STEP_ERROR = cython.declare(cython.double, 1e-6)
 
 # A plan in the making. `node` is the last step that took replicas, -1 for none.
 _State = cython.struct(
@@ -120,6 +124,8 @@ class Covering:
     ratio_after: cython.double[::1]
     each_after: cython.double[::1]
     bonus_after: cython.double[::1]
+    # Least price of covering so many steps of the demand by the options after each one, or of leaving them.
+    cover: cython.double[:, ::1]
     # Of one server, with the rooms there are: partial plans of this step and the next, steps, complete plans.
     states: cython.pointer(_State)
     state_count: cython.Py_ssize_t
@@ -186,6 +192,7 @@ class Covering:
         self.bonus, self.most = np.zeros(width), np.zeros(width, dtype=np.int64)
         self.option_tally, self.ratio_after = np.zeros(width, dtype=np.int64), np.zeros(width)
         self.each_after, self.bonus_after = np.zeros(width), np.zeros(width)
+        self.cover = np.zeros((width, _STEPS + 1))
 
     def __dealloc__(self):
         free(self.states)
@@ -381,6 +388,8 @@ class Covering:
             # Otherwise only the bound is wanted, and that is reached.
             self.following[0] = root
             self.following_count = 1
+            if self.loaded[s] and self.there > 0:
+                self._tabulate(s)
         for position in range(self.there):
             if self.following_count == 0:
                 break
@@ -405,6 +414,30 @@ class Covering:
             self.found[self.found_count].end = self.step_count
             self.found_count += 1
         return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _tabulate(self, s: cython.Py_ssize_t) -> cython.void:
+        """Fill `cover`: a covering knapsack in which a replica covers whole steps, rounded up.
+
+        Entry k is the price of covering all that is more than k - 1 steps, and at most k.
+        """
+        position: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        steps: cython.Py_ssize_t
+        price: cython.double
+        last: cython.Py_ssize_t = self.there - 1
+        for k in range(1, _STEPS + 1):
+            self.cover[last, k] = self.unserved_price[s] * (k - 1) / _STEPS if self.may_stop_short[s] else _INF
+        for position in range(last, 0, -1):
+            price = self.price[position]
+            steps = cython.cast(cython.Py_ssize_t, min(ceil(self.share[position] * _STEPS), 1.0 * _STEPS))
+            for k in range(1, _STEPS + 1):
+                self.cover[position - 1, k] = min(
+                    self.cover[position, k],
+                    price + (self.cover[position - 1, k - steps] if k > steps else 0.0),
+                )
 
     @cython.cfunc
     @cython.nogil
@@ -442,12 +475,18 @@ class Covering:
         worth: cython.double
         bound: cython.double
         for_count: cython.double
-        is_leaf: cython.bint
-        is_followed: cython.bint
+        steps: cython.Py_ssize_t
+        tally: cython.longlong = self.option_tally[position]
         state: _State
-        child: _State = _State(0.0, 0.0, 0, 0, 0, -1)
+        child: _State
+        value: cython.double
+        residual: cython.double
+        count: cython.longlong
+        node: cython.Py_ssize_t
+        may_follow: cython.bint
         if self.merges and not self._has_table(2 * self.state_count):
             return False
+        threshold = self._threshold(s)
         for i in range(self.state_count):
             state = self.states[i]
             # The least and the most replicas worth trying: until the demand is met a child is worth at least
@@ -461,7 +500,7 @@ class Covering:
             if is_open:
                 slope += after * share
                 ground += after * left
-            spare = self._threshold(s) - ground
+            spare = threshold - ground
             if slope > 0 and spare < 0:
                 step = floor(-spare / slope)
                 if isfinite(step):
@@ -484,60 +523,64 @@ class Covering:
             if not self._has_room(high - low + 1):
                 return False
             for number in range(low, high + 1):
-                child = state
-                child.residual -= number * share
-                if child.residual <= self.demand_tolerance + self.share_error:
-                    child.residual = 0.0
-                child.value += number * price
-                child.count += number
+                residual = state.residual - number * share
+                if residual <= self.demand_tolerance + self.share_error:
+                    residual = 0.0
+                value = state.value + number * price
+                count = state.count + number
+                may_follow = state.types < most_types
                 if number > 0:
-                    child.value -= bonus
-                    child.types += 1
-                    child.tally += number * self.option_tally[position]
-                unserved = self._unserved(s, child)
-                threshold = self._threshold(s)
-                worth = _INF
+                    value -= bonus
+                    may_follow = state.types + 1 < most_types
+                unserved = residual
+                if count < least:
+                    unserved = max(unserved, 1.0 - cython.cast(cython.double, count) / least)
+                node = state.node
                 if number > 0 and (
                     unserved <= self.largest_unserved[s] + self.demand_tolerance
                     if self.is_partial
                     else unserved == 0
                 ):
-                    worth = child.value + self.unserved_price[s] * unserved
+                    worth = value + self.unserved_price[s] * unserved
                     if unserved > 0:
                         worth += self.unmet_price[s]
-                    self.best[s] = min(self.best[s], worth)
-                    threshold = self._threshold(s)
-                bound = _INF
-                if unserved > 0 and child.types < most_types and child.count < maximum:
-                    left = max(child.residual - self.demand_tolerance, 0.0)
-                    missing = max(least - child.count, 0)
-                    bound = after * left if left > 0 else 0.0
-                    if missing > 0:
-                        for_count = min(each_after * missing, stop_price * missing / max(least, 1))
-                        bound = max(bound, for_count)
-                    bound += child.value - bonus_after
-                is_leaf = worth < _INF and worth <= threshold
-                is_followed = bound < _INF and bound <= threshold
-                if number > 0 and (is_leaf or is_followed):
-                    child.node = self.node_count
-                    self.nodes[child.node].before = state.node
-                    self.nodes[child.node].option = self.index[position]
-                    self.nodes[child.node].number = number
-                    self.node_count += 1
-                if is_leaf:
-                    self.leaves[self.leaf_count].worth = worth
-                    self.leaves[self.leaf_count].unserved = unserved
-                    self.leaves[self.leaf_count].tally = child.tally
-                    self.leaves[self.leaf_count].node = child.node
-                    self.leaf_count += 1
-                    if not self.merges:
-                        self._want(worth)
-                if is_followed:
-                    if not self.merges:
-                        self.following[self.following_count] = child
-                        self.following_count += 1
-                    elif not self._merge(s, child):
-                        return False
+                    if worth < self.best[s]:
+                        self.best[s] = worth
+                        threshold = self._threshold(s)
+                    if worth <= threshold:
+                        node = self._step(state.node, self.index[position], number)
+                        self.leaves[self.leaf_count].worth = worth
+                        self.leaves[self.leaf_count].unserved = unserved
+                        self.leaves[self.leaf_count].tally = state.tally + number * tally
+                        self.leaves[self.leaf_count].node = node
+                        self.leaf_count += 1
+                        if not self.merges:
+                            self._want(worth)
+                            threshold = self._threshold(s)
+                if unserved == 0 or not may_follow or count >= maximum:
+                    continue
+                bound = 0.0
+                left = residual - self.demand_tolerance
+                if left > 0:
+                    steps = cython.cast(cython.Py_ssize_t, max(ceil(left * _STEPS - _STEP_ERROR), 0.0))
+                    bound = max(after * left, self.cover[position, steps])
+                if count < least:
+                    missing = least - count
+                    for_count = min(each_after * missing, stop_price * missing / max(least, 1))
+                    bound = max(bound, for_count)
+                bound += value - bonus_after
+                if not (bound < _INF and bound <= threshold):
+                    continue
+                if number > 0 and node == state.node:
+                    node = self._step(state.node, self.index[position], number)
+                child = _State(value, residual, count, state.types, state.tally + number * tally, node)
+                if number > 0:
+                    child.types += 1
+                if not self.merges:
+                    self.following[self.following_count] = child
+                    self.following_count += 1
+                elif not self._merge(s, child):
+                    return False
         if self.merges:
             self._drop_bettered()
         return True
@@ -545,11 +588,15 @@ class Covering:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _unserved(self, s: cython.Py_ssize_t, state: _State) -> cython.double:
-        unserved: cython.double = max(state.residual, 0.0)
-        if self.minimum[s] > 0:
-            unserved = max(unserved, 1.0 - cython.cast(cython.double, state.count) / self.minimum[s])
-        return unserved
+    def _step(
+        self, before: cython.Py_ssize_t, option: cython.longlong, number: cython.longlong
+    ) -> cython.Py_ssize_t:
+        """Note that a plan takes replicas of an option; there is room."""
+        self.nodes[self.node_count].before = before
+        self.nodes[self.node_count].option = option
+        self.nodes[self.node_count].number = number
+        self.node_count += 1
+        return self.node_count - 1
 
     @cython.cfunc
     @cython.nogil
