@@ -83,8 +83,9 @@ def switching_penalty_per_h(problem: AllocationProblem, plan: Plan) -> FloatArra
     """
     count, width = len(problem.servers), max(len(problem.accelerators), 1)
     used = plan.replicas > 0
-    taken = problem.option_server[used] * width + problem.option_accelerator[used]
-    left = ~np.isin(problem.current_server * width + problem.current_accelerator, taken)
+    taken = np.zeros(count * width, dtype=bool)
+    taken[problem.option_server[used] * width + problem.option_accelerator[used]] = True
+    left = ~taken[problem.current_server * width + problem.current_accelerator]
     cost = problem.cost_per_h * plan.replicas
     left_cost = np.bincount(problem.current_server[left], problem.current_cost_per_h[left], minlength=count)
     penalty: FloatArray = problem.policy.switching_factor * (

@@ -154,7 +154,7 @@ class SolveOptions:
     start : (n,) float or None
         A point to start from, NaN where a value is not known; a hint that a backend may ignore.
     presolve : bool
-        Whether a backend may reduce an integer program before it solves it; a hint that it may ignore.
+        Whether a backend may reduce a program before it solves it; a hint that it may ignore.
     seed : int
     threads : int
     """

@@ -58,7 +58,7 @@ def _drive(milp: Milp, options: SolveOptions) -> Outcome:
     """Run HiGHS once."""
     is_mip = bool(milp.integer.any()) and not options.relax
     presolved = milp.columns <= (_MOST_PRESOLVED if is_mip else _WIDE * milp.rows)
-    presolved &= options.presolve or not is_mip
+    presolved &= options.presolve
     # A new object each time: HiGHS counts its time limit over all runs of one object.
     highs = highspy.Highs()
     for option, value in (
