@@ -9,6 +9,7 @@ steps. The steps are compiled (`solver.smoothed`); where that is not there, arra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -40,6 +41,9 @@ _MOST_TRIES = 6
 
 # Logarithms of the lengths that a search along a line looks at, below the largest, and of its last step.
 _WIDEST, _NEAR_ENOUGH = 40.0, 0.02
+
+# The larger part of a golden section.
+_GOLDEN = 0.5 * (5.0**0.5 - 1.0)
 
 # A mixture may exceed limits by this share when they are this share lower than they are: Newton's method only
 # comes near to where they balance.
@@ -75,13 +79,20 @@ class Listed:
     limits: FloatArray
     scale: float
 
+    @cached_property
+    def groups(self) -> tuple[IntArray, IntArray]:
+        """First column of each server that has one, and each column's position among these servers."""
+        is_first = np.ones(len(self.server), dtype=bool)
+        np.not_equal(self.server[1:], self.server[:-1], out=is_first[1:])
+        return np.flatnonzero(is_first), np.cumsum(is_first) - 1
+
     def take(self, which: BoolArray | IntArray) -> Listed:
         """Return these columns only."""
         return Listed(self.server[which], self.worth[which], self.usage[which], self.limits, self.scale)
 
     def bound(self, duals: FloatArray) -> tuple[float, FloatArray]:
         """Lagrangian bound, and the value of each column above the best of its server, shape (C,)."""
-        first, group = _groups(self.server)
+        first, group = self.groups
         charged = self.worth + self.usage @ duals
         least = np.minimum.reduceat(charged, first)
         return float(least.sum() - duals @ self.limits), charged - least[group]
@@ -149,13 +160,23 @@ def along(listed: Listed, direction: FloatArray, most: FloatArray) -> FloatArray
     used = direction > 0
     high = np.log(float((most[used] / direction[used]).min()))
     low = high - _WIDEST
-    # The bound is concave along a line, so it has one peak in the logarithm of the length too.
+
+    def bound(place: float) -> float:
+        return listed.bound(np.exp(place) * direction)[0]
+
+    # The bound is concave along a line, so it has one peak in the logarithm of the length too: a search by
+    # golden sections.
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = bound(left), bound(right)
     while high - low > _NEAR_ENOUGH:
-        left, right = low + (high - low) / 3.0, high - (high - low) / 3.0
-        if listed.bound(np.exp(left) * direction)[0] < listed.bound(np.exp(right) * direction)[0]:
-            low = left
+        if at_left < at_right:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = bound(right)
         else:
-            high = right
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = bound(left)
     result: FloatArray = np.exp(0.5 * (low + high)) * direction
     return result
 
@@ -184,12 +205,6 @@ def parted(
         if search.step(most, left_s):
             return None
     return search.best if search.best_value > 0 else None
-
-
-def _groups(server: IntArray) -> tuple[IntArray, IntArray]:
-    """First column of each server that has one, and each column's position among these servers."""
-    first = np.flatnonzero(np.r_[True, np.diff(server) != 0])
-    return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(server)]))
 
 
 class _Search:
@@ -246,7 +261,7 @@ class _Bound(Protocol):
 
 
 def _compiled(listed: Listed) -> _Bound:
-    start = np.r_[_groups(listed.server)[0], len(listed.server)]
+    start = np.append(listed.groups[0], len(listed.server))
     usage, limits, scale = listed.usage, listed.limits, listed.scale
     return Smoothed(start, listed.worth, usage, limits, scale, _NEWTON_STEPS, _BALANCED, _ROOM, _TINY)
 
@@ -287,7 +302,7 @@ class _Arrays:
         self, duals: FloatArray, most: FloatArray, t: float, left_s: Callable[[], float]
     ) -> tuple[FloatArray, bool]:
         few, fits = self._few, False
-        first, group = _groups(few.server)
+        first, group = few.groups
         # Worth of a column for each unit that a column takes of a row: the scale of its price.
         usual = few.scale / np.maximum(few.usage.mean(axis=0), _TINY)
 

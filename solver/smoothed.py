@@ -99,7 +99,7 @@ class Smoothed:
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
         self.scale, self.steps, self.balanced, self.room, self.tiny = scale, steps, balanced, room, tiny
         columns, rows = usage.shape
-        if not np.all(np.diff(start) > 0):
+        if len(start) < 2 or not np.all(np.diff(start) > 0):
             raise ValueError("a server without columns has no bound")
         self.n, self.rows = len(start) - 1, rows
         taken = usage != 0
