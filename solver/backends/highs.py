@@ -75,7 +75,7 @@ def _drive(milp: Milp, options: SolveOptions) -> Outcome:
         ("presolve", "choose" if presolved else "off"),
     ):
         _must(highs.setOptionValue(option, value), f"set {option} = {value}")
-    _must(highs.passModel(_lp(milp, is_mip)), "take the program")
+    _must(_pass(highs, milp, is_mip), "take the program")
     if is_mip and options.start is not None:
         # HiGHS completes a start with unknown values, and refuses one with a value outside its bounds.
         known = np.flatnonzero(~np.isnan(options.start)).astype(np.int32)
@@ -104,18 +104,28 @@ def _drive(milp: Milp, options: SolveOptions) -> Outcome:
     )
 
 
-def _lp(milp: Milp, is_mip: bool) -> highspy.HighsLp:
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = milp.columns, milp.rows
-    lp.col_cost_, lp.offset_ = milp.objective, milp.offset
-    lp.col_lower_, lp.col_upper_ = milp.column_lower, milp.column_upper
-    lp.row_lower_, lp.row_upper_ = milp.row_lower, milp.row_upper
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = milp.row_start, milp.column, milp.value
+def _pass(highs: highspy.Highs, milp: Milp, is_mip: bool) -> HighsStatus:
+    """Hand over the program as arrays; the fields of a `HighsLp` are copied number by number."""
+    kind = np.zeros(milp.columns, dtype=np.int32)
     if is_mip:
-        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
-        lp.integrality_ = [kinds[integer] for integer in milp.integer.tolist()]
-    return lp
+        kind[milp.integer] = int(highspy.HighsVarType.kInteger)
+    return highs.passModel(
+        milp.columns,
+        milp.rows,
+        len(milp.value),
+        int(highspy.MatrixFormat.kRowwise),
+        int(highspy.ObjSense.kMinimize),
+        milp.offset,
+        milp.objective,
+        milp.column_lower,
+        milp.column_upper,
+        milp.row_lower,
+        milp.row_upper,
+        milp.row_start,
+        milp.column,
+        milp.value,
+        kind,
+    )
 
 
 def _must(status: HighsStatus, what: str) -> None:
