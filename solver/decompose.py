@@ -49,7 +49,7 @@ from solver.problem import HOLD_TOLERANCE, LevelKind, Plan
 from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep, onto
 from solver.search import Priced, Search, distinct, lagrangian
-from solver.selection import is_selected
+from solver.selection import is_compiled, is_selected
 from solver.solve import Duals, GpuValue, LevelResult, Solved, solve
 from solver.stage import Held, Stage
 from solver.starts import is_better
@@ -202,8 +202,11 @@ class _Levels:
         # Levels are held at what the best plan so far makes of them.
         self.search.adopt(self.baseline())
         self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
-        found_by_level = self._by_level(defer=True) if priced is None else None
-        return found_by_level or self._by_level(defer=False, is_nearly=is_nearly)
+        to_bound = self.search.mixes and is_compiled()
+        found_by_level = None
+        if priced is None or to_bound:
+            found_by_level = self._by_level(to_floor=priced is None, to_bound=to_bound, is_nearly=is_nearly)
+        return found_by_level or self._by_level(is_nearly=is_nearly)
 
     def _cost_stage(
         self, held: tuple[Held, ...], largest_unserved: FloatArray, reached: tuple[float, ...] | None
@@ -261,12 +264,16 @@ class _Levels:
             ended = Termination.TIME_LIMIT if self.search.left_s() <= 0 else Termination.FEASIBLE
         return LevelResult(self.levels[index], value, bound, ended)
 
-    def _by_level(self, *, defer: bool, is_nearly: bool = False) -> _Found | None:
+    def _by_level(
+        self, *, to_floor: bool = False, to_bound: bool = False, is_nearly: bool = False
+    ) -> _Found | None:
         """Solve the levels in their order.
 
-        With `defer`, a level is taken to reach the least that any plan can have unless prices prove the
-        opposite, and is left to the plan of a later level; None where no such plan was found. With
-        `is_nearly`, the relaxation can serve everything, and it is proven that no plan can.
+        With `to_floor`, a level is taken to reach the least that any plan can have unless prices prove the
+        opposite; with `to_bound`, a level that plans can meet exactly is taken to reach its bound where a
+        repair finds no plan that does. Both are left to the plan of a later level, whose prices make all limits count: None where
+        no such plan was found. With `is_nearly`, the relaxation can serve everything, and it is proven that
+        no plan can.
         """
         least = self.search.servers.least_unserved
         largest = np.ones(len(least))
@@ -316,7 +323,7 @@ class _Levels:
                     self.search.hint = np.zeros(0)
                     continue
             priced: Priced | None = None
-            if defer and not (best == least).all() and self.search.left_s() > 0:
+            if to_floor and not (best == least).all() and self.search.left_s() > 0:
                 if self.search.is_listed(stage.allowed(self.search.pool)):
                     priced = converge(self.search, stage)
                     is_open = priced is not None and priced.bound <= floor + self.search.money_room
@@ -330,13 +337,18 @@ class _Levels:
                 priced = converge(self.search, stage)
             if deferred and not served and self._is_short(priced):
                 return None
-            found, bound = (
-                (False, bounds[-1]) if priced is None else self._serve(stage, priced, len(bounds) - 1)
-            )
-            if deferred and not (found or served):
+            found, bound = False, bounds[-1]
+            # A plan reaches the bound exactly only where values are sums of weights.
+            quick = to_bound and priced is not None and self._unit(level) > 0
+            if priced is not None:
+                found, bound = self._serve(stage, priced, len(bounds) - 1, quick=quick)
+            if quick and not found:
+                deferred, served, value = True, False, bound
+            elif deferred and not (found or served):
                 return None
-            served = served or found
-            value = self.search.score.levels[len(bounds) - 1]
+            else:
+                served = served or found
+                value = self.search.score.levels[len(bounds) - 1]
             reached[-1] = value
             if value <= floor + HOLD_TOLERANCE:
                 largest = best
@@ -350,9 +362,13 @@ class _Levels:
         priced = converge(self.search, stage) if self.search.left_s() > 0 else None
         if deferred and not served and self._is_short(priced):
             return None
-        found, bound = (False, self._alone_per_h(stage)) if priced is None else self._cheapest(stage, priced)
+        found, bound = False, -np.inf
+        if priced is not None:
+            found, bound = self._cheapest(stage, priced, quick=deferred and not served)
         if deferred and not (found or served):
             return None
+        if priced is None:
+            bound = self._alone_per_h(stage)
         return self._found(bounds, bound, self._value(priced, first_short))
 
     def _is_short(self, priced: Priced | None) -> bool:
@@ -366,8 +382,11 @@ class _Levels:
         bound = lagrangian(lower[stage.active], free, stage.limits)
         return bound if np.isfinite(bound) else 0.0
 
-    def _serve(self, stage: Stage, priced: Priced, index: int) -> tuple[bool, float]:
-        """Better the incumbent at service level `index`; whether a plan was found, and the level's bound."""
+    def _serve(self, stage: Stage, priced: Priced, index: int, *, quick: bool) -> tuple[bool, float]:
+        """Better the incumbent at service level `index`; whether a plan was found, and the level's bound.
+
+        With `quick`, by a repair only; what does not reach the bound is no plan then.
+        """
         level = self.levels[index]
         by_share = level.kind is LevelKind.UNSERVED
         weight = self.search.problem.weight[level.servers]
@@ -379,10 +398,10 @@ class _Levels:
         bound = self.search.whole_steps(weight, bare_bound, by_share=by_share)
         money = max(priced.bound - bare_bound, 0.0)
         room = self.search.money_room + self.search.options.relative_gap * bound
-        columns = find_plan(self.search, stage, priced, bound + money + room)
+        columns = find_plan(self.search, stage, priced, bound + money + room, quick=quick)
         value = np.inf if columns is None else float(stage.service(columns).sum())
-        if self._close_enough(value, bound):
-            return True, bound
+        if self._close_enough(value, bound) or quick:
+            return self._close_enough(value, bound), bound
         reduced = priced.columns.value(bare.prices(priced.duals)) - lower[priced.columns.server]
         bare_priced = replace(priced, lower=lower, reduced=reduced, bound=bare_bound)
         step = self.search.options.relative_gap * float(weight.sum() - value) if np.isfinite(value) else 0.0
@@ -418,8 +437,11 @@ class _Levels:
         ranges[types] = self.search.coupling.limit[rows, None] + change
         return Duals(per_gpu, ranges)
 
-    def _cheapest(self, stage: Stage, priced: Priced) -> tuple[bool, float]:
-        """Better the incumbent at the cost level; whether a plan was found, and the bound."""
+    def _cheapest(self, stage: Stage, priced: Priced, *, quick: bool = False) -> tuple[bool, float]:
+        """Better the incumbent at the cost level; whether a plan was found, and the bound.
+
+        With `quick`, none is sought by integer programs.
+        """
         bound = priced.bound
         step = self.search.options.relative_gap * abs(bound)
         few = self.search.servers.count <= _FEW and is_always_tried(self.search, stage, priced.columns)
@@ -427,7 +449,9 @@ class _Levels:
             known = self.search.incumbent_in(stage, priced.columns)
             columns = None if known is None else priced.columns.take(known)
         else:
-            columns = find_plan(self.search, stage, priced, bound + 0.99 * step)
+            columns = find_plan(self.search, stage, priced, bound + 0.99 * step, quick=quick)
+        if quick and columns is None:
+            return False, bound
         value = np.inf if columns is None else float(stage.worth(columns).sum())
         return close(self.search, stage, priced, value, bound, step)
 

@@ -48,9 +48,9 @@ _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
 
 # A plan is sought by dynamic programming so many gaps above the bound, among mixes of divided servers for one
-# so many gaps above it; then farther, where there is none. In fleets of fewer than so many servers it is
+# so many gaps above it; then farther, where there is none but so many times as many columns. In fleets of fewer than so many servers it is
 # bettered by less than a gap, too: the farther it is, the more columns are listed to prove it.
-_SELECTED = ((3.0, 1.0), (9.0, 3.0))
+_SELECTED = ((3.0, 0.5, 1), (3.0, 1.0, 1), (9.0, 3.0, 1))
 _BETTERED_BELOW, _BETTERED = 40, 0.1
 
 # Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
@@ -58,10 +58,13 @@ _BETTERED_BELOW, _BETTERED = 40, 0.1
 _DIVIDED_REACH, _DIVIDED_COLUMNS = 0.6, 1_000
 
 
-def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Columns | None:
+def find_plan(
+    search: Search, stage: Stage, priced: Priced, good: float, *, quick: bool = False
+) -> Columns | None:
     """Find one column of each active server that together are worth at most `good`, or near it.
 
-    None if no columns were found that fit together.
+    None if no columns were found that fit together. With `quick`, by a repair only at levels of service, and
+    without integer programs at the cost level.
     """
     chosen = priced.chosen[priced.chosen >= 0]
     if len(chosen) < stage.active.sum():
@@ -83,11 +86,14 @@ def find_plan(search: Search, stage: Stage, priced: Priced, good: float) -> Colu
     listed = search.listed(stage, priced.columns)
     nearest = _nearest(priced, listed, good)
     best, value = _by_repair(search, stage, priced, listed, nearest, best, value)
+    if quick and not is_cost:
+        master = None
     if master is not None and selects and search.mixes and not first:
         best, value = _by_selection(search, stage, priced, master, good, best, value)
     elif master is not None and is_cost and not selects:
         best, value = _by_beams(search, stage, priced, master, good, best, value)
-    best, value = _by_programs(search, stage, priced, nearest, good, best, value)
+    if not quick:
+        best, value = _by_programs(search, stage, priced, nearest, good, best, value)
     if best is not None:
         search.adopt(search.plan_of(best))
     return best
@@ -214,16 +220,18 @@ def _by_selection(
 ) -> tuple[Columns | None, float]:
     """Better a plan by dynamic programming, where that is not near enough to the bound."""
     is_cost, step = stage.money == 1.0, good - priced.bound
-    # At levels of service another order finds plans of one type, and few with a mix.
-    largest_first = None if search.mixes and not is_cost else is_cost
     least = step * (_BETTERED if search.servers.count < _BETTERED_BELOW else 1.0)
-    for reach, room in _SELECTED:
-        if value <= good or search.left_s() <= 0:
+    tried: set[tuple[int, int]] = set()
+    for reach, room, wider in _SELECTED:
+        if value <= good or search.left_s() <= 0 or (reach > _SELECTED[0][0] and best is not None):
             break
         choice = _choice(search, stage, priced, master, room * step)
         near = choice.reduced <= reach * step
         near[choice.chosen] = True
         which = np.flatnonzero(near)
+        if (len(which), wider) in tried:
+            continue
+        tried.add((len(which), wider))
         listed, cutoff = choice.listed.take(which), min(value, priced.bound + reach * step)
         found, _ = selected(
             listed,
@@ -233,11 +241,11 @@ def _by_selection(
             good,
             search.left_s,
             choice.expected,
-            largest_first=largest_first,
+            wider=wider,
+            largest_first=is_cost,
         )
         if found is not None and search.fits(stage, choice.columns.take(which[found])):
             best, value = _better(stage, choice.columns, which[found], best, value)
-            break
     return best, value
 
 
