@@ -25,6 +25,11 @@ LOWEST_EXPONENT = -700.0
 ANCHOR_STRIDE = 64
 
 
+def is_compiled() -> bool:
+    """Whether `Lines` are there."""
+    return IS_COMPILED
+
+
 def block_of(rows: IntArray, ratio: FloatArray, states: IntArray) -> tuple[Block, FloatArray]:
     """Prepare servers of a similar N.
 

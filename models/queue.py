@@ -200,7 +200,7 @@ class BatchQueue:
         full_rate_rps, log_full = np.empty(len(max_batch)), np.empty(len(max_batch))
         found: list[Block] = []
         # mu(N) / mu(n) is 1 at n = N, so the product up to N - 1 is that up to N.
-        straight = times.straight & blocks.IS_COMPILED
+        straight = times.straight & blocks.is_compiled()
         rows = np.flatnonzero(straight)
         if len(rows):
             base_s, slope_s, size = times.base_s[rows], times.slope_s[rows], max_batch[rows]

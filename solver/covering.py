@@ -429,7 +429,9 @@ class Covering:
         price: cython.double
         last: cython.Py_ssize_t = self.there - 1
         for k in range(1, _STEPS + 1):
-            self.cover[last, k] = self.unserved_price[s] * (k - 1) / _STEPS if self.may_stop_short[s] else _INF
+            self.cover[last, k] = (
+                self.unserved_price[s] * (k - 1) / _STEPS if self.may_stop_short[s] else _INF
+            )
         for position in range(last, 0, -1):
             price = self.price[position]
             steps = cython.cast(cython.Py_ssize_t, min(ceil(self.share[position] * _STEPS), 1.0 * _STEPS))

@@ -271,9 +271,9 @@ class _Levels:
 
         With `to_floor`, a level is taken to reach the least that any plan can have unless prices prove the
         opposite; with `to_bound`, a level that plans can meet exactly is taken to reach its bound where a
-        repair finds no plan that does. Both are left to the plan of a later level, whose prices make all limits count: None where
-        no such plan was found. With `is_nearly`, the relaxation can serve everything, and it is proven that
-        no plan can.
+        repair finds no plan that does. Both are left to the plan of a later level, whose prices make all
+        limits count: None where no such plan was found. With `is_nearly`, the relaxation can serve
+        everything, and it is proven that no plan can.
         """
         least = self.search.servers.least_unserved
         largest = np.ones(len(least))

@@ -78,9 +78,7 @@ def ranges_of_rows(
         column=column[order],
         value=entry[order],
         row_lower=np.r_[np.tile(milp.row_lower, blocks), np.full(blocks, -np.inf)],
-        row_upper=np.r_[
-            np.tile(milp.row_upper, blocks), most + _ON_THE_LINE * np.maximum(1.0, np.abs(most))
-        ],
+        row_upper=np.r_[np.tile(milp.row_upper, blocks), most + _ON_THE_LINE * np.maximum(1.0, np.abs(most))],
         column_lower=np.r_[np.tile(milp.column_lower, blocks), np.full(blocks, -np.inf)],
         column_upper=np.r_[np.tile(milp.column_upper, blocks), np.full(blocks, np.inf)],
         integer=np.zeros(count + blocks, dtype=bool),

@@ -62,7 +62,10 @@ def meets(candidate: Candidates, arrival_rps: np.ndarray, slack: float) -> bool:
         return itl_met and (candidate.target_ttft_s == 0 or ttft_s <= candidate.target_ttft_s * (1 + slack))
     law, metrics = Law(candidate.law[0]), evaluate(candidate, arrival_rps)
     times = ServiceTimes(
-        np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), lambda _, batch: service_time_s(law, candidate, batch)
+        np.zeros(1),
+        np.zeros(1),
+        np.zeros(1, dtype=bool),
+        lambda _, batch: service_time_s(law, candidate, batch),
     )
     queue = BatchQueue.build(times, candidate.max_batch, candidate.max_queue)
     left_s = (candidate.target_ttft_s - (metrics.ttft_s - metrics.wait_s)) / candidate.wait_factor
