@@ -741,3 +741,52 @@ def test_columns_that_are_not_listed_are_not_proven_away(monkeypatch: pytest.Mon
                 break
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
     assert seen > 100
+
+
+@compiled
+def test_levels_that_are_left_to_the_cost_level_keep_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a repair every level that is short is taken to reach its bound first; some do not."""
+    monkeypatch.setattr(planning, "_by_repair", lambda *arguments: arguments[-2:])
+    kept: list[bool] = []
+    by_level = decomposition._Levels._by_level
+
+    def recorded(self: Any, **how: bool) -> Any:
+        found = by_level(self, **how)
+        if how.get("to_bound"):
+            kept.append(found is not None)
+        return found
+
+    monkeypatch.setattr(decomposition._Levels, "_by_level", recorded)
+    driver = backends.get("highs")
+    for seed in range(40):
+        problem = fleet(7, seed, mix=True, stock=0.9)
+        near = SolveOptions(relative_gap=0.03, time_limit_s=30.0)
+        solved, exact = decompose(problem, driver, near), solve(problem, driver, EXACT)
+        assert violations(problem, solved.plan) == [], seed
+        assert solved.termination is Termination.OPTIMAL, seed
+        *service, cost_per_h = values(problem, exact.plan)
+        assert values(problem, solved.plan)[:-1] == pytest.approx(service), seed
+        assert values(problem, solved.plan)[-1] <= cost_per_h * 1.0301 + 1e-9, seed
+        for found, value in zip(solved.levels, values(problem, exact.plan), strict=True):
+            assert found.bound <= value + 1e-6 * max(1.0, abs(value)), seed
+    assert sum(kept) > 5
+    assert len(kept) - sum(kept) > 3
+
+
+@compiled
+@pytest.mark.parametrize("seed", [0, 1, 2, 4])
+def test_a_level_is_held_at_its_bound_without_integer_programs(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of a level of service comes with that of the cost level."""
+
+    def missing(*_: object) -> None:
+        raise AssertionError("an integer program at a level of service")
+
+    monkeypatch.setattr(planning, "_choose", missing)
+    monkeypatch.setattr(planning, "_by_repair", lambda *arguments: arguments[-2:])
+    problem = fleet(60, seed, mix=True, stock=0.8)
+    solved = decompose(problem, backends.get("highs"), SolveOptions(relative_gap=1e-3, time_limit_s=60.0))
+    assert solved.levels[1].value > 0
+    assert solved.termination is Termination.OPTIMAL
+    assert violations(problem, solved.plan) == []
