@@ -48,10 +48,9 @@ _EFFORTS_OF_ONE_TYPE = (Effort(0.01, 0.03, 300, 500), _EFFORTS[2])
 _MATCHED_FROM, _MATCHED_ONE_TYPE_FROM = 40, 3_000
 
 # A plan is sought by dynamic programming so many gaps above the bound, among mixes of divided servers for one
-# so many gaps above it: few first, among which it looks longer; farther only where there is none. Fleets of
-# fewer than so many servers better it by less than a gap, too: the farther it is, the more columns are listed
-# to prove it.
-_SELECTED = ((3.0, 0.5), (3.0, 1.0), (9.0, 3.0))
+# so many gaps above it; farther only where there is none. Fleets of fewer than so many servers better it by
+# less than a gap, too: the farther it is, the more columns are listed to prove it.
+_SELECTED = ((3.0, 0.5), (9.0, 3.0))
 _BETTERED_BELOW, _BETTERED = 40, 0.1
 
 # Mixes of a divided server that a beam search chooses from: how far above its best, in parts of what the plan
@@ -224,14 +223,14 @@ def _by_selection(
     least = step * (_BETTERED if search.servers.count < _BETTERED_BELOW else 1.0)
     tried = 0
     for reach, room in _SELECTED:
-        if value <= good or search.left_s() <= 0 or (reach > _SELECTED[0][0] and best is not None):
+        if value <= good or search.left_s() <= 0:
             break
         choice = _choice(search, stage, priced, master, room * step)
         near = choice.reduced <= reach * step
         near[choice.chosen] = True
         which = np.flatnonzero(near)
         if len(which) == tried:
-            continue
+            break
         tried = len(which)
         listed, cutoff = choice.listed.take(which), min(value, priced.bound + reach * step)
         found, _ = selected(
@@ -246,6 +245,7 @@ def _by_selection(
         )
         if found is not None and search.fits(stage, choice.columns.take(which[found])):
             best, value = _better(stage, choice.columns, which[found], best, value)
+            break
     return best, value
 
 
