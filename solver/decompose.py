@@ -70,6 +70,10 @@ _LONGEST_S = 1e7
 # programming does.
 _FEW = 100
 
+# Share of the time that must be left where a level is taken to reach its bound: if it does not, all is done
+# again.
+_TIME_AFTER_DEFERRING = 2.0 / 3.0
+
 # Relative differences below this are rounding: of sums, and between value and bound of a solved program.
 _TINY, _SOLVED = 1e-9, 1e-8
 
@@ -186,6 +190,8 @@ class _Levels:
 
     def run(self) -> _Found | None:
         """Solve every level; None where a case is left to the direct method."""
+        is_deferring = self.search.mixes and is_compiled()
+        to_bound_s = _TIME_AFTER_DEFERRING * self.search.left_s() if is_deferring else np.inf
         self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
         best = self.search.servers.least_unserved
         floors = tuple(self._floor(level) for level in self.levels[:-1])
@@ -202,10 +208,11 @@ class _Levels:
         # Levels are held at what the best plan so far makes of them.
         self.search.adopt(self.baseline())
         self.search.pool = distinct(self.search.pool.joined(self.search.incumbent))
-        to_bound = self.search.mixes and is_compiled()
         found_by_level = None
-        if priced is None or to_bound:
-            found_by_level = self._by_level(to_floor=priced is None, to_bound=to_bound, is_nearly=is_nearly)
+        if priced is None or self.search.left_s() > to_bound_s:
+            found_by_level = self._by_level(
+                to_floor=priced is None, to_bound_s=to_bound_s, is_nearly=is_nearly
+            )
         return found_by_level or self._by_level(is_nearly=is_nearly)
 
     def _cost_stage(
@@ -265,15 +272,15 @@ class _Levels:
         return LevelResult(self.levels[index], value, bound, ended)
 
     def _by_level(
-        self, *, to_floor: bool = False, to_bound: bool = False, is_nearly: bool = False
+        self, *, to_floor: bool = False, to_bound_s: float = np.inf, is_nearly: bool = False
     ) -> _Found | None:
         """Solve the levels in their order.
 
         With `to_floor`, a level is taken to reach the least that any plan can have unless prices prove the
-        opposite; with `to_bound`, a level that plans can meet exactly is taken to reach its bound where a
-        repair finds no plan that does. Both are left to the plan of a later level, whose prices make all
-        limits count: None where no such plan was found. With `is_nearly`, the relaxation can serve
-        everything, and it is proven that no plan can.
+        opposite; as long as more than `to_bound_s` seconds are left, a level that plans can meet exactly is
+        taken to reach its bound where a repair finds no plan that does. Both are left to the plan of a later
+        level, whose prices make all limits count: None where no such plan was found. With `is_nearly`, the
+        relaxation can serve everything, and it is proven that no plan can.
         """
         least = self.search.servers.least_unserved
         largest = np.ones(len(least))
@@ -339,7 +346,8 @@ class _Levels:
                 return None
             found, bound = False, bounds[-1]
             # A plan reaches the bound exactly only where values are sums of weights.
-            quick = to_bound and priced is not None and self._unit(level) > 0
+            is_exact = priced is not None and self._unit(level) > 0
+            quick = is_exact and self.search.left_s() > to_bound_s
             if priced is not None:
                 found, bound = self._serve(stage, priced, len(bounds) - 1, quick=quick)
             if quick and not found:
