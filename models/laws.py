@@ -125,13 +125,19 @@ def service_time_s(law: Law, candidates: Candidates, batch: FloatArray) -> Float
     (g, w) float
         Seconds, > 0.
     """
-    service_s = _affine(*service_line_s(law, candidates), batch)
-    bent = np.flatnonzero(~is_line(law, candidates, batch.max(axis=-1)))
-    if len(bent):
-        column = candidates.take(bent).take((slice(None), np.newaxis))
+    c = candidates
+    service_s = _affine(*service_line_s(law, c), batch)
+    if law is not Law.ITERATION:
+        return service_s
+    if c.epsilon_s.any():
+        steps = 1.0 + c.out_tokens[:, np.newaxis]
+        service_s += steps * experts_s(c.take((slice(None), np.newaxis)), batch)
+    cut = np.flatnonzero(prefill_chunks(c, batch.max(axis=-1)) > 1)
+    if len(cut):
+        column = c.take(cut).take((slice(None), np.newaxis))
         chunks = prefill_chunks(column, batch)
-        service_s[bent] = (chunks + column.out_tokens) * (column.alpha_s + experts_s(column, batch))
-        service_s[bent] += batch * (prefill_work_s(column, chunks) + decode_work_s(column))
+        service_s[cut] = (chunks + column.out_tokens) * (column.alpha_s + experts_s(column, batch))
+        service_s[cut] += batch * (prefill_work_s(column, chunks) + decode_work_s(column))
     return service_s
 
 
