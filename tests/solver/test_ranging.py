@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from solver import backends
 from solver.decompose import decompose
 from solver.formulate import formulate, is_whole, program
-from solver.milp import Milp, SolveOptions
+from solver.milp import Milp, RawSolution, SolveOptions
 from solver.problem import NO_LIMIT, AllocationProblem, Inventory, Policy
 from solver.ranging import on_the_line, ranges_of_rows
 from solver.reduce import dominated, keep
@@ -186,6 +186,23 @@ def test_ranges_of_several_rows_are_those_of_each() -> None:
     ends = ranges_of_rows(limited, rows, worths, 54.0, HIGHS, SolveOptions())
     assert ends == pytest.approx(np.array([[-4.0, 3.0], [-3.0, 3.0]]), abs=1e-5)
     assert ranges_of_rows(limited, rows[:0], worths[:0], 54.0, HIGHS, SolveOptions()).shape == (0, 2)
+
+
+def test_a_small_program_that_ends_without_a_point_is_solved_again_with_presolve() -> None:
+    asked: list[bool] = []
+
+    class Failing:
+        name = "failing"
+
+        def solve(self, milp: Milp, options: SolveOptions) -> RawSolution:
+            asked.append(options.presolve)
+            raw = HIGHS.solve(milp, options)
+            return raw if options.presolve else replace(raw, x=None)
+
+    row, worth = np.array([1]), np.array([6.0])
+    ends = ranges_of_rows(two_ways(), row, worth, 54.0, Failing(), SolveOptions())
+    assert asked == [False, True]
+    assert ends == pytest.approx(np.array([[-4.0, 3.0]]), abs=1e-5)
 
 
 def test_a_column_alone_in_an_equation_stays_on_the_line() -> None:
