@@ -23,7 +23,7 @@ def sums(ratio, member, states, log_load, log_floor):
     Parameters
     ----------
     ratio : (M, W) float
-        > 0.
+        > 0; times the load at most 1e50.
     member : (m,) int64
         Row of `ratio` and `states` of each chain.
     states : (M,) int64

@@ -549,7 +549,7 @@ class Covering:
                     if worth < self.best[s]:
                         self.best[s] = worth
                         threshold = self._threshold(s)
-                    if worth <= threshold:
+                    if worth < _INF and worth <= threshold:
                         node = self._step(state.node, self.index[position], number)
                         self.leaves[self.leaf_count].worth = worth
                         self.leaves[self.leaf_count].unserved = unserved

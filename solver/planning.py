@@ -74,7 +74,9 @@ def find_plan(
     best = None if known is None else priced.columns.take(known)
     value = np.inf if best is None else float(stage.worth(best).sum())
     is_cost = stage.money == 1.0
-    selects, master = is_selected(search, serves_all=is_cost and not stage.held), priced.master
+    selects = is_selected(search, serves_all=is_cost and not stage.held)
+    # Without the master's solution there is nothing to search from.
+    master = priced.master if is_cost or not quick else None
     # With one type, what closes the gap looks at all columns at once at the cost level. Of few servers a
     # repair rarely makes a plan that is good enough.
     first = is_cost and search.servers.count < _BETTERED_BELOW if search.mixes else not is_cost
@@ -86,8 +88,6 @@ def find_plan(
     listed = search.listed(stage, priced.columns)
     nearest = _nearest(priced, listed, good)
     best, value = _by_repair(search, stage, priced, listed, nearest, best, value)
-    if quick and not is_cost:
-        master = None
     if master is not None and selects and search.mixes and not first:
         best, value = _by_selection(search, stage, priced, master, good, best, value)
     elif master is not None and is_cost and not selects:
@@ -230,6 +230,7 @@ def _by_selection(
         near[choice.chosen] = True
         which = np.flatnonzero(near)
         if len(which) == tried:
+            # At levels of service there are no others; programs find more among them.
             break
         tried = len(which)
         listed, cutoff = choice.listed.take(which), min(value, priced.bound + reach * step)
