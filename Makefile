@@ -7,7 +7,7 @@ DEMO_PORT ?= 18080
 
 .PHONY: test e2e demo cluster cluster-down scenarios lint bench bench-parts bench-controller accuracy clean
 
-$(READY): pyproject.toml models/chain.py solver/covering.py solver/knapsacks.py solver/labels.py solver/smoothed.py
+$(READY): pyproject.toml models/chain.py solver/covering.py solver/entries.py solver/knapsacks.py solver/labels.py solver/smoothed.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -55,15 +55,18 @@ _TINY = 1e-9
 _INTEGRAL = 1e-6
 
 
-def converge(search: Search, stage: Stage) -> Priced | None:
+def converge(search: Search, stage: Stage, *, may_fit: bool = False) -> Priced | None:
     """Find prices whose Lagrangian bound meets the restricted master.
 
-    None where a server has no column, or the prices prove that no columns fit together.
+    None where a server has no column, or the prices prove that no columns fit together; with `may_fit` that
+    is not tried, and what does not fit is short.
     """
     columns = stage.allowed(search.pool)
     active = np.flatnonzero(stage.active)
-    if search.mixes or not stage.held:
-        # With a level held some servers are short, and what they leave has a price.
+    is_cost = stage.money == 1.0
+    if not stage.held and (is_cost or not stage.active[search.has_option].all()):
+        # With a level held some servers are short, and what they leave has a price. All servers together were
+        # tried at the cost level before any other.
         alone, columns = _alone(search, stage, columns)
         if alone is not None:
             return alone
@@ -77,7 +80,7 @@ def converge(search: Search, stage: Stage) -> Priced | None:
             if is_short and (_is_proof(search, stage, master.duals) or is_impossible(search, stage)):
                 return None
             return _rounds(search, stage, columns, master.duals, master)
-    if not has_plan(search, stage) and is_impossible(search, stage):
+    if not (may_fit or has_plan(search, stage)) and is_impossible(search, stage):
         return None
     two_short = len(stage.held) + (stage.money < 1.0) > 1
     guide = stage.allowed(search.pool if two_short else search.guide)

@@ -217,8 +217,8 @@ class Covering:
         best, dropped : (n,) float
             Worth of the best plan, and of the least that was left out for want of room or time; inf for none.
         found : tuple
-            Of each plan, by server: server, worth, unserved share, tally, end of its steps. Of each step:
-            the option it took, and how many replicas.
+            Of each plan, by server: server, worth, unserved share, tally. Where the steps of each plan start,
+            and where the last ones end. Of each step: the option it took, and how many replicas, as float.
 
         Raises
         ------
@@ -241,19 +241,19 @@ class Covering:
         worth: cython.double[::1] = np.empty(self.found_count)
         unserved: cython.double[::1] = np.empty(self.found_count)
         tally: cython.longlong[::1] = np.empty(self.found_count, dtype=np.int64)
-        end: cython.longlong[::1] = np.empty(self.found_count, dtype=np.int64)
+        start: cython.longlong[::1] = np.zeros(self.found_count + 1, dtype=np.int64)
         option: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
-        number: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
+        number: cython.double[::1] = np.empty(self.step_count)
         for k in range(self.found_count):
             server[k], worth[k], unserved[k] = (
                 self.found[k].server,
                 self.found[k].worth,
                 self.found[k].unserved,
             )
-            tally[k], end[k] = self.found[k].tally, self.found[k].end
+            tally[k], start[k + 1] = self.found[k].tally, self.found[k].end
         for k in range(self.step_count):
             option[k], number[k] = self.steps[k].option, self.steps[k].number
-        found = tuple(map(np.asarray, (server, worth, unserved, tally, end, option, number)))
+        found = tuple(map(np.asarray, (server, worth, unserved, tally, start, option, number)))
         return np.asarray(self.best), np.asarray(self.dropped), found
 
     @cython.cfunc

@@ -23,5 +23,5 @@ class Covering:
     ) -> tuple[
         FloatArray,
         FloatArray,
-        tuple[IntArray, FloatArray, FloatArray, IntArray, IntArray, IntArray, IntArray],
+        tuple[IntArray, FloatArray, FloatArray, IntArray, IntArray, IntArray, FloatArray],
     ]: ...

@@ -341,7 +341,8 @@ class _Levels:
                     deferred, served, largest = True, False, best
                     continue
             if priced is None and self.search.left_s() > 0:
-                priced = converge(self.search, stage)
+                # Where a level is deferred, one that is short ends this.
+                priced = converge(self.search, stage, may_fit=deferred and not served)
             if deferred and not served and self._is_short(priced):
                 return None
             found, bound = False, bounds[-1]
@@ -399,6 +400,12 @@ class _Levels:
         by_share = level.kind is LevelKind.UNSERVED
         weight = self.search.problem.weight[level.servers]
         bare = replace(stage, money=0.0)
+        if quick:
+            bound = self.search.whole_steps(weight, priced.bound - self.search.money_room, by_share=by_share)
+            room = self.search.money_room + self.search.options.relative_gap * bound
+            columns = find_plan(self.search, stage, priced, bound + room, quick=True)
+            value = np.inf if columns is None else float(stage.service(columns).sum())
+            return self._close_enough(value, bound), bound
         lower, _ = self.search.lower(
             bare, priced.columns, stage.active, priced.duals, np.zeros(self.search.servers.count)
         )

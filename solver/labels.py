@@ -85,6 +85,40 @@ def _most(mine: cython.p_double, its: cython.p_double) -> cython.double:
     return a if a > b else b
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _sort(
+    order: cython.longlong[::1], by: cython.double[::1], low: cython.Py_ssize_t, high: cython.Py_ssize_t
+) -> cython.void:
+    """Sort a part of `order` by numbers, equal ones by place: in one pass where it is so already.
+
+    Shell (1959), doi:10.1145/368370.368387, with gaps a third of each other, from
+    Knuth (1998), The Art of Computer Programming 3, 5.2.1.
+    """
+    gap: cython.Py_ssize_t = 1
+    i: cython.Py_ssize_t
+    k: cython.Py_ssize_t
+    one: cython.longlong
+    for i in range(low + 1, high):
+        if by[order[i]] < by[order[i - 1]]:
+            break
+    else:
+        return
+    while gap < (high - low) // 9:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(low + gap, high):
+            one, k = order[i], i
+            while k >= low + gap and (
+                by[one] < by[order[k - gap]] or (by[one] == by[order[k - gap]] and one < order[k - gap])
+            ):
+                order[k] = order[k - gap]
+                k -= gap
+            order[k] = one
+        gap //= 3
+
+
 @cython.cclass
 class Labels:
     """Columns of servers, in the order in which these are decided.
@@ -165,29 +199,27 @@ class Labels:
         self.limits = np.ascontiguousarray(limits, dtype=np.float64)
         self.duals = np.array(duals, dtype=np.float64)
         self.n, self.rows, self.sets = len(start) - 1, len(limits), len(duals)
-        n, rows, first = self.n, self.rows, np.asarray(self.start)[: self.n]
-        server = np.repeat(np.arange(n), np.diff(start))
-        # Where one column cannot be good enough at the first prices, those that follow cannot be either.
-        self.by_worth = np.lexsort((worth + usage @ np.asarray(self.duals)[0], server))
-        worth, usage = np.asarray(worth, dtype=np.float64)[self.by_worth], usage[self.by_worth]
-        self.worth = worth
-        taken = usage != 0
-        self.entry = np.r_[0, np.cumsum(taken.sum(axis=1))].astype(np.int64)
-        self.row = np.nonzero(taken)[1].astype(np.int64)
-        self.amount = np.asarray(usage[taken], dtype=np.float64)
+        n, rows = self.n, self.rows
+        self.by_worth, self.worth = np.arange(len(worth)), np.empty(len(worth))
+        self.entry, taken = np.empty(len(worth) + 1, dtype=np.int64), np.count_nonzero(usage)
+        self.row, self.amount = np.empty(taken, dtype=np.int64), np.empty(taken)
+        self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
+        spread = np.zeros(rows)
+        self._enter(
+            np.ascontiguousarray(worth, dtype=np.float64),
+            np.ascontiguousarray(usage, dtype=np.float64),
+            worth + usage @ np.asarray(self.duals)[0],
+            spread,
+        )
         # Sums of what is taken are in another order than those that decide whether a plan keeps the limits.
         self.slack = np.asarray(self.limits) + _ROUNDING * np.abs(limits)
-        self.least, self.beyond = np.zeros((n + 1, rows)), np.zeros((n + 1, rows))
         # With room for the sets that the first search adds.
         width = _blocks(self.sets + n // self._every() + 1)
         self.duals = _wider(self.duals, width, 0)
-        self.rest, self.value = np.zeros((n + 1, width)), np.zeros((len(worth), width))
+        self.rest, self.value = np.zeros((n + 1, width)), np.empty((len(worth), width))
         self._price(np.ascontiguousarray(np.asarray(self.duals).T))
-        lowest, highest = np.minimum.reduceat(usage, first), np.maximum.reduceat(usage, first)
         np.asarray(self.beyond)[:n] = np.cumsum(np.asarray(expected)[::-1], axis=0)[::-1]
         np.asarray(self.beyond)[:] -= limits
-        np.asarray(self.least)[:n] = np.cumsum(lowest[::-1], axis=0)[::-1]
-        spread = ((highest - lowest) ** 2).sum(axis=0)
         self.step_size = np.where(spread > 0, 1.0 / np.maximum(spread, 1e-300), 0.0)
         prices = float((np.asarray(self.duals) @ np.abs(limits)).max(initial=0.0))
         self.error = _ROUNDING * (float(np.abs(worth).max(initial=0.0)) * n + prices)
@@ -261,6 +293,45 @@ class Labels:
         return self.by_worth[plan], min(self.dropped, worth) - self.error
 
     @cython.cfunc
+    def _enter(
+        self,
+        worth: cython.double[::1],
+        usage: cython.double[:, ::1],
+        first_worth: cython.double[::1],
+        spread: cython.double[::1],
+    ) -> cython.void:
+        """Order the columns by worth at the first prices, and note what they take, and most and least of it.
+
+        Where one column cannot be good enough at the first prices, those that follow cannot be either.
+        """
+        n: cython.Py_ssize_t = self.n
+        rows: cython.Py_ssize_t = self.rows
+        i: cython.Py_ssize_t
+        c: cython.Py_ssize_t
+        r: cython.Py_ssize_t
+        entries: cython.Py_ssize_t = 0
+        most: cython.double[::1] = np.empty(rows)
+        least: cython.double[::1] = np.empty(rows)
+        order: cython.longlong[::1] = self.by_worth
+        with cython.nogil:
+            for i in range(n - 1, -1, -1):
+                _sort(order, first_worth, self.start[i], self.start[i + 1])
+                for r in range(rows):
+                    most[r], least[r] = -_INF, _INF
+                    for c in range(self.start[i], self.start[i + 1]):
+                        most[r], least[r] = max(most[r], usage[c, r]), min(least[r], usage[c, r])
+                    spread[r] += (most[r] - least[r]) ** 2
+                    self.least[i, r] = self.least[i + 1, r] + least[r]
+            for c in range(worth.shape[0]):
+                self.worth[c] = worth[order[c]]
+                self.entry[c] = entries
+                for r in range(rows):
+                    if usage[order[c], r] != 0:
+                        self.row[entries], self.amount[entries] = r, usage[order[c], r]
+                        entries += 1
+            self.entry[worth.shape[0]] = entries
+
+    @cython.cfunc
     @cython.inline
     def _every(self) -> cython.Py_ssize_t:
         """How many layers lie between those for whose best label prices are added."""
@@ -288,6 +359,8 @@ class Labels:
                 its = cython.address(self.value[c, 0])
                 for k in range(sets):
                     its[k] = self.worth[c]
+                for k in range(sets, self.value.shape[1]):
+                    its[k] = 0.0
                 for e in range(self.entry[c], self.entry[c + 1]):
                     amount = self.amount[e]
                     price = cython.address(duals[self.row[e], 0])

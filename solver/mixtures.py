@@ -14,7 +14,7 @@ import numpy as np
 
 from solver.pricing import Columns
 from solver.problem import DEMAND_TOLERANCE, NO_LIMIT
-from solver.rows import Rows, starts
+from solver.rows import Rows, firsts
 
 try:
     from solver.covering import IS_COMPILED, Covering
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from solver.milp import BoolArray, FloatArray, IntArray
     from solver.pricing import Prices, Servers
+
+# An odd number without a pattern: keys of different kinds of plans do not meet.
+_ODD = np.int64(0x1E3779B97F4A7C15)
 
 # A residual share below this is rounding: the demand is met.
 _ROUNDING = 1e-12
@@ -180,15 +183,12 @@ class _Search:
         self, server: IntArray, worth: FloatArray, unserved: FloatArray, tally: IntArray, most_columns: int
     ) -> tuple[IntArray, FloatArray]:
         """Find the best plans of each server, in order, and the worth below which they are all there are."""
+        order = np.lexsort((worth, server))
         if self.merges:
-            same = (unserved > 0, tally, server)
-            alike = np.lexsort((worth, *same))
-            is_first = np.ones(len(alike), dtype=bool)
-            is_first[1:] = np.any([np.diff(key[alike]) != 0 for key in same], axis=0)
-            best = np.sort(alike[is_first])
-            order = best[np.lexsort((worth[best], server[best]))]
-        else:
-            order = np.lexsort((worth, server))
+            kind = 2 * server + (unserved > 0)
+            with np.errstate(over="ignore"):
+                alike = tally + _ODD * kind
+            order = order[firsts(alike[order], server[order], len(self.which))]
         rank = np.arange(len(order)) - np.searchsorted(server[order], server[order])
         last = order[rank == most_columns - 1]
         threshold = self._threshold()
@@ -196,23 +196,16 @@ class _Search:
         return order[rank < most_columns], threshold
 
     def _priced(
-        self,
-        server: IntArray,
-        unserved: FloatArray,
-        row: IntArray,
-        option: IntArray,
-        number: IntArray,
-        threshold: FloatArray,
+        self, server: IntArray, unserved: FloatArray, replicas: Rows, threshold: FloatArray
     ) -> Priced:
-        """Return plans of these servers; entries of `row` say how many replicas of an option one has."""
+        """Return plans of these servers."""
         servers = self.servers
-        sparse = Rows.of(row, option, number, (len(server), len(servers.problem.option_server)))
-        kept = np.bincount(row, servers.keeping_per_h[option], minlength=len(server))
+        kept = np.bincount(replicas.row, servers.keeping_per_h[replicas.column], minlength=len(server))
         fixed = servers.leaving_per_h[self.which[server]] - kept
         lower, reach = np.full(servers.count, np.inf), np.full(servers.count, np.inf)
         lower[self.which] = np.minimum(np.minimum(self.best, self._threshold()), self.dropped)
         reach[self.which] = np.minimum(threshold, self.dropped)
-        return Priced(Columns(self.which[server], sparse, fixed, unserved), lower, reach)
+        return Priced(Columns(self.which[server], replicas, fixed, unserved), lower, reach)
 
 
 class _Compiled(_Search):
@@ -233,14 +226,10 @@ class _Compiled(_Search):
             most_columns,
         )
         self.best, self.dropped, found = covering.search(left_s)
-        server, worth, unserved, tally, end, option, number = found
+        server, worth, unserved, tally, start, option, number = found
         order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
-        sizes = np.diff(end, prepend=0)
-        first, sizes = (end - sizes)[order], sizes[order]
-        start = starts(sizes)
-        row = np.repeat(np.arange(len(order)), sizes)
-        step = np.arange(len(row)) + (first - start[:-1])[row]
-        return self._priced(server[order], unserved[order], row, option[step], number[step], threshold)
+        rows = Rows(start, option, number, len(servers.problem.option_server))
+        return self._priced(server[order], unserved[order], rows.take(order), threshold)
 
 
 class _Stepwise(_Search):
@@ -493,9 +482,9 @@ class _Stepwise(_Search):
         order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
         replicas = np.concatenate([part.replicas for part in parts])[order]
         row, position = np.nonzero(replicas)
-        number = replicas[row, position].astype(np.int64)
-        option = self.option[server[order][row], position]
-        return self._priced(server[order], unserved[order], row, option, number, threshold)
+        option, number = self.option[server[order][row], position], replicas[row, position]
+        rows = Rows.of(row, option, number, (len(order), len(self.servers.problem.option_server)))
+        return self._priced(server[order], unserved[order], rows, threshold)
 
     def _worth(self, leaf: _States) -> FloatArray:
         unserved = self._unserved(leaf)

@@ -1,7 +1,8 @@
 """Sparse rows: what the decomposition does with its columns, a thousand times for a fleet of a few servers.
 
 SciPy's matrices do the same and check what they are given each time. On some hundred entries the checks take
-longer than the work: with 27 servers, a sixth of the whole search.
+longer than the work: with 27 servers, a sixth of the whole search. The operations are compiled
+(`solver.entries`); where that is not there, array operations do the same (`solver.entries_numpy`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+
+try:
+    from solver.entries import IS_COMPILED
+except ModuleNotFoundError:
+    # Not compiled, and no Cython to run it without.
+    IS_COMPILED = False
+
+if TYPE_CHECKING or IS_COMPILED:
+    from solver import entries
+else:
+    from solver import entries_numpy as entries
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -26,14 +38,14 @@ class Rows:
         Entries of row i are ``start[i]:start[i + 1]``.
     column : (E,) int
         Different ones within a row, in no order.
-    value : (E,) float or int
+    value : (E,) float
     width : int
         Number of columns, m.
     """
 
     start: IntArray
     column: IntArray
-    value: FloatArray | IntArray
+    value: FloatArray
     width: int
 
     @classmethod
@@ -41,6 +53,7 @@ class Rows:
         cls, row: IntArray, column: IntArray, value: FloatArray | IntArray, shape: tuple[int, int]
     ) -> Self:
         """From entries in the order of their rows."""
+        column, value = np.ascontiguousarray(column), np.ascontiguousarray(value, dtype=np.float64)
         return cls(starts(np.bincount(row, minlength=shape[0])), column, value, shape[1])
 
     def __len__(self) -> int:
@@ -59,11 +72,8 @@ class Rows:
 
     def take(self, which: IntArray | BoolArray) -> Self:
         """Return these rows only."""
-        which = np.flatnonzero(which) if which.dtype == np.bool_ else which
-        start = starts(self.sizes[which])
-        entry = np.repeat(self.start[which] - start[:-1], np.diff(start))
-        entry += np.arange(len(entry))
-        return type(self)(start, self.column[entry], self.value[entry], self.width)
+        rows = np.flatnonzero(which) if which.dtype == np.bool_ else np.asarray(which, dtype=np.int64)
+        return type(self)(*entries.taken(self.start, self.column, self.value, rows), self.width)
 
     def joined(self, other: Self) -> Self:
         """Return both, one below the other."""
@@ -73,28 +83,26 @@ class Rows:
 
     def times(self, vector: FloatArray) -> FloatArray:
         """Multiply with a column, shape (m,): the product's shape is (n,)."""
-        return _sums(self.row, self.value * vector[self.column], len(self))
+        return entries.products(self.start, self.column, self.value, vector)
 
     def weighted_sum(self, weight: FloatArray | None = None) -> FloatArray:
         """Sum of the rows, each times its weight if given, shape (m,)."""
         value = self.value if weight is None else self.value * weight[self.row]
-        return _sums(self.column, value, self.width)
+        # Without any values they would be whole numbers.
+        return np.bincount(self.column, value, minlength=self.width).astype(np.float64, copy=False)
 
     def times_rows(self, other: Rows) -> FloatArray:
         """Multiply with sparse rows, shape (m, k): the product, with all its zeros, has the shape (n, k)."""
-        sizes = other.sizes[self.column]
-        mine = np.repeat(np.arange(len(sizes)), sizes)
-        its = np.arange(len(mine)) + np.repeat(other.start[self.column] - starts(sizes)[:-1], sizes)
-        place = self.row[mine] * other.width + other.column[its]
-        product = _sums(place, self.value[mine] * other.value[its], len(self) * other.width)
-        return product.reshape(len(self), other.width)
+        return entries.products_of_rows(
+            self.start, self.column, self.value, other.start, other.column, other.value, other.width
+        )
 
     def hashed(self, factor: IntArray) -> IntArray:
-        """Multiply with whole numbers, shape (m,), modulo 2**64; shape (n,)."""
-        with np.errstate(over="ignore"):
-            total = starts(self.value.astype(np.int64, copy=False) * factor[self.column])
-            result: IntArray = np.diff(total[self.start])
-        return result
+        """Multiply with whole numbers, shape (m,), modulo 2**64; shape (n,).
+
+        Of the rows' own values the whole part counts.
+        """
+        return entries.hashes(self.start, self.column, self.value, factor)
 
     def toarray(self) -> FloatArray:
         """Return it with all its zeros, shape (n, m)."""
@@ -110,7 +118,19 @@ def starts(sizes: IntArray) -> IntArray:
     return result
 
 
-def _sums(place: IntArray, value: FloatArray | IntArray, count: int) -> FloatArray:
-    """Sum of the values at each of so many places."""
-    # Without any values they would be whole numbers.
-    return np.bincount(place, value, minlength=count).astype(np.float64, copy=False)
+def firsts(key: IntArray, group: IntArray, groups: int) -> IntArray:
+    """Where each key stands first: by group, and within one in the order of the keys.
+
+    Parameters
+    ----------
+    key : (n,) int
+    group : (n,) int
+        0..groups - 1, the same for equal keys.
+    groups : int
+    """
+    return entries.firsts(key, group, groups)
+
+
+def places(key: IntArray, wanted: IntArray) -> IntArray:
+    """Where each wanted key stands first in `key`, shape of `wanted`; -1 where it does not."""
+    return entries.places(key, wanted)

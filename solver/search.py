@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver import rows
 from solver.check import score
 from solver.milp import Milp, SolveOptions
 from solver.mixtures import mixtures
@@ -415,14 +416,10 @@ def _factors(count: int) -> IntArray:
 
 def places(columns: Columns, wanted: Columns) -> IntArray:
     """Return where each wanted column is in `columns`, shape of `wanted`; -1 where it is not."""
-    mine, theirs = keys(columns), keys(wanted)
-    order = np.argsort(mine, kind="stable")
-    spot = order[np.minimum(np.searchsorted(mine[order], theirs), len(order) - 1)]
-    found: IntArray = np.where(mine[spot] == theirs, spot, -1)
-    return found
+    return rows.places(keys(columns), keys(wanted))
 
 
 def distinct(columns: Columns) -> Columns:
     """Return each column once, sorted by server."""
-    _, first = np.unique(keys(columns), return_index=True)
-    return columns.take(first[np.argsort(columns.server[first], kind="stable")])
+    servers = int(columns.server.max(initial=-1)) + 1
+    return columns.take(rows.firsts(keys(columns), columns.server, servers))

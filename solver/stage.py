@@ -137,9 +137,12 @@ class Stage:
 
     def usage(self, columns: Columns) -> FloatArray:
         """Take of each column of each limit, shape (C, R + H)."""
+        usage = columns.replicas.times_rows(self.coupling.usage)
+        if not self.held:
+            return usage
         server, short = columns.server, columns.unserved > 0
         held = [h.unserved[server] * columns.unserved + h.unmet[server] * short for h in self.held]
-        return np.column_stack([columns.replicas.times_rows(self.coupling.usage), *held])
+        return np.column_stack([usage, *held])
 
     def worth(self, columns: Columns) -> FloatArray:
         """Objective of each column, shape (C,)."""

@@ -11,7 +11,18 @@ import oracle
 import pytest
 from fleets import fleet
 
-from solver import assignment, backends, bounding, closing, planning, pricing, selection, stepping
+from solver import (
+    assignment,
+    backends,
+    bounding,
+    closing,
+    entries_numpy,
+    planning,
+    pricing,
+    rows,
+    selection,
+    stepping,
+)
 from solver import decompose as decomposition
 from solver import search as searching
 from solver.backends.greedy import greedy
@@ -80,6 +91,17 @@ def test_what_large_fleets_are_solved_by_finds_the_optimum_of_small_ones(
         assert values(problem, solved.plan) == pytest.approx(best, rel=1e-5, abs=1e-5), seed
         for found, value in zip(solved.levels, best, strict=True):
             assert found.bound <= value + 1e-5 * max(1.0, abs(value)), seed
+
+
+def test_the_rows_of_a_package_without_a_compiler_make_the_same_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = backends.get("highs")
+    problems = [oracle.random_problem(seed) for seed in range(60)]
+    found = [decompose(problem, driver, EXACT) for problem in problems]
+    monkeypatch.setattr(rows, "entries", entries_numpy)
+    for problem, mine in zip(problems, found, strict=True):
+        assert np.array_equal(decompose(problem, driver, EXACT).plan.replicas, mine.plan.replicas)
 
 
 def test_knapsacks_are_compiled_where_there_is_a_compiler() -> None:
@@ -325,7 +347,7 @@ def test_no_prices_prove_what_is_possible_to_be_impossible(monkeypatch: pytest.M
     said: list[bool] = []
     converge = decomposition.converge
 
-    def asked(search: Search, stage: Stage) -> Any:
+    def asked(search: Search, stage: Stage, **kinds: Any) -> Any:
         milp, _ = search.program_of(stage, stage.allowed(search.pool), price=None, integer=False)
         infeasible = search.solve(milp, relax=True).termination is Termination.INFEASIBLE
         rng = np.random.default_rng(len(said))
@@ -334,7 +356,7 @@ def test_no_prices_prove_what_is_possible_to_be_impossible(monkeypatch: pytest.M
             assert not proven or infeasible
         assert bounding.is_impossible(search, stage) == infeasible
         said.append(infeasible)
-        return converge(search, stage)
+        return converge(search, stage, **kinds)
 
     monkeypatch.setattr(decomposition, "converge", asked)
     for seed in range(10):
@@ -378,8 +400,8 @@ def test_the_first_level_that_is_short_says_what_a_gpu_serves(monkeypatch: pytes
     solved_levels: dict[int, Any] = {}
     converge = decomposition.converge
 
-    def recorded(search: Search, stage: Stage) -> Any:
-        priced = converge(search, stage)
+    def recorded(search: Search, stage: Stage, **kinds: Any) -> Any:
+        priced = converge(search, stage, **kinds)
         if stage.money < 1.0 and stage.reached is not None:
             solved_levels[len(stage.reached)] = priced
         return priced

@@ -4,7 +4,24 @@ import numpy as np
 import pytest
 from numpy.random import Generator, default_rng
 
-from solver.rows import Rows
+from solver import entries_numpy, rows
+from solver.rows import Rows, firsts, places
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        pytest.param(
+            rows.entries,
+            id="compiled",
+            marks=pytest.mark.skipif(not rows.IS_COMPILED, reason="installed without a C compiler"),
+        ),
+        pytest.param(entries_numpy, id="arrays"),
+    ],
+)
+def made_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the operations are made of."""
+    monkeypatch.setattr(rows, "entries", request.param)
 
 
 def random_rows(rng: Generator, rows: int, width: int) -> tuple[Rows, np.ndarray]:
@@ -49,3 +66,29 @@ def test_products_with_large_numbers_wrap_around() -> None:
     exact = [sum(int(a) * int(f) for a, f in zip(row, factor, strict=True)) for row in array]
     assert [int(h) % 2**64 for h in mine.hashed(factor)] == [e % 2**64 for e in exact]
     assert max(exact) > 2**64
+
+
+def test_a_row_that_is_not_there_is_an_error() -> None:
+    mine, _ = random_rows(default_rng(0), 20, 6)
+    with pytest.raises(IndexError):
+        mine.take(np.array([3, 20]))
+
+
+def test_keys_are_found_where_they_stand_first() -> None:
+    for seed in range(50):
+        rng = default_rng(seed)
+        count, groups = int(rng.integers(0, 200)), int(rng.integers(1, 6))
+        # Some keys differ in their high bits only, some have no pattern.
+        key = rng.integers(0, 1 + count // 2, count) << int(rng.choice([0, 40]))
+        key = np.where(rng.random(count) < 0.5, key, key * -(2**61 - 1))
+        group = key % groups
+        seen: set[int] = set()
+        expected: list[list[int]] = [[] for _ in range(groups)]
+        for place, (k, g) in enumerate(zip(key.tolist(), group.tolist(), strict=True)):
+            if k not in seen:
+                seen.add(k)
+                expected[g].append(place)
+        assert firsts(key, group, groups).tolist() == [place for places in expected for place in places]
+        wanted = np.concatenate([rng.choice(key, 20) if count else key, rng.integers(0, 50, 20)])
+        first = [key.tolist().index(k) if k in seen else -1 for k in wanted.tolist()]
+        assert places(key, wanted).tolist() == first
