@@ -58,30 +58,7 @@ _Leaf = cython.struct(
 
 @cython.cclass
 class Covering:
-    """The mixes of several servers at given prices.
-
-    Parameters
-    ----------
-    option : (n, K) int64
-        Options of each server, below 0 for none.
-    by_option : sequence of (J,) float
-        Of each option: price and share of a replica, and what its first one takes back of a fixed charge.
-    numbers : sequence of (J,) int64
-        Of each option: most replicas, and its tally.
-    by_server : sequence of (n,) float
-        Fixed charge; price of the demand unserved, and of any share unserved; largest unserved share; slack.
-    limits : sequence of (n,) int64
-        Least and most replicas, most types; 1 where there is load; 1 where service may be partial.
-    rounding : tuple of float
-        Share of the demand that may be missing; rounding errors of shares, of values, and of a bound.
-    is_partial, merges : bool
-        Whether a plan may leave demand unserved; whether of partial plans with the same tally only those are
-        wanted that no other one betters.
-    most_states : int
-        Partial plans of a server that one step keeps, about.
-    most_plans : int
-        Plans of a server that are wanted: the best ones.
-    """
+    """One search after the other for the mixes of servers; the next one uses the memory of the last."""
 
     n: cython.Py_ssize_t
     options: cython.Py_ssize_t
@@ -156,7 +133,30 @@ class Covering:
     step_count: cython.Py_ssize_t
     step_room: cython.Py_ssize_t
 
-    def __init__(
+    def __dealloc__(self):
+        free(self.states)
+        free(self.following)
+        free(self.nodes)
+        free(self.leaves)
+        free(self.table)
+        free(self.chain)
+        free(self.found)
+        free(self.steps)
+
+    def size(self):
+        """Memory held, about; bytes."""
+        states: cython.Py_ssize_t = self.state_room + self.following_room
+        leaves: cython.Py_ssize_t = self.leaf_room + self.found_room
+        nodes: cython.Py_ssize_t = self.node_room + self.step_room
+        numbers: cython.Py_ssize_t = self.table_room + self.chain_room + self.n * (self.options + 14)
+        return (
+            states * cython.sizeof(_State)
+            + leaves * cython.sizeof(_Leaf)
+            + nodes * cython.sizeof(_Node)
+            + numbers * cython.sizeof(cython.longlong)
+        )
+
+    def search(
         self,
         option,
         by_option,
@@ -168,7 +168,51 @@ class Covering:
         merges,
         most_states,
         most_plans,
+        left_s,
     ):
+        """Find every plan worth at most its server's slack more than the best one.
+
+        Parameters
+        ----------
+        option : (n, K) int64
+            Options of each server, below 0 for none.
+        by_option : sequence of (J,) float
+            Of each option: price and share of a replica, and what its first one takes back of a fixed charge.
+        numbers : sequence of (J,) int64
+            Of each option: most replicas, and its tally.
+        by_server : sequence of (n,) float
+            Fixed charge; price of the demand unserved, and of any share unserved; largest unserved share;
+            slack.
+        limits : sequence of (n,) int64
+            Least and most replicas, most types; 1 where there is load; 1 where service may be partial.
+        rounding : tuple of float
+            Share of the demand that may be missing; rounding errors of shares, of values, and of a bound.
+        is_partial, merges : bool
+            Whether a plan may leave demand unserved; whether of partial plans with the same tally only those
+            are wanted that no other one betters.
+        most_states : int
+            Partial plans of a server that one step keeps, about.
+        most_plans : int
+            Plans of a server that are wanted: the best ones.
+        left_s : callable
+            Seconds that are left; asked at every server. Those it does not come to have only their bound.
+
+        Returns
+        -------
+        best, dropped : (n,) float
+            Worth of the best plan, and of the least that was left out for want of room or time; inf for none.
+        found : tuple
+            Of each plan, by server: server, worth, unserved share, tally. Where the steps of each plan start,
+            and where the last ones end. Of each step: the option it took, and how many replicas, as float.
+
+        Raises
+        ------
+        MemoryError
+        """
+        s: cython.Py_ssize_t
+        k: cython.Py_ssize_t
+        failed: cython.bint
+        self.found_count = self.step_count = 0
         self.option = np.ascontiguousarray(option, dtype=np.int64)
         self.all_price, self.all_share, self.all_bonus = (
             np.ascontiguousarray(column, dtype=np.float64) for column in by_option
@@ -193,40 +237,6 @@ class Covering:
         self.option_tally, self.ratio_after = np.zeros(width, dtype=np.int64), np.zeros(width)
         self.each_after, self.bonus_after = np.zeros(width), np.zeros(width)
         self.cover = np.zeros((width, _STEPS + 1))
-
-    def __dealloc__(self):
-        free(self.states)
-        free(self.following)
-        free(self.nodes)
-        free(self.leaves)
-        free(self.table)
-        free(self.chain)
-        free(self.found)
-        free(self.steps)
-
-    def search(self, left_s):
-        """Find every plan worth at most its server's slack more than the best one.
-
-        Parameters
-        ----------
-        left_s : callable
-            Seconds that are left; asked at every server. Those it does not come to have only their bound.
-
-        Returns
-        -------
-        best, dropped : (n,) float
-            Worth of the best plan, and of the least that was left out for want of room or time; inf for none.
-        found : tuple
-            Of each plan, by server: server, worth, unserved share, tally. Where the steps of each plan start,
-            and where the last ones end. Of each step: the option it took, and how many replicas, as float.
-
-        Raises
-        ------
-        MemoryError
-        """
-        s: cython.Py_ssize_t
-        k: cython.Py_ssize_t
-        failed: cython.bint
         for s in range(self.n):
             with cython.nogil:
                 self._begin(s)
@@ -242,7 +252,7 @@ class Covering:
         unserved: cython.double[::1] = np.empty(self.found_count)
         tally: cython.longlong[::1] = np.empty(self.found_count, dtype=np.int64)
         start: cython.longlong[::1] = np.zeros(self.found_count + 1, dtype=np.int64)
-        option: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
+        taken: cython.longlong[::1] = np.empty(self.step_count, dtype=np.int64)
         number: cython.double[::1] = np.empty(self.step_count)
         for k in range(self.found_count):
             server[k], worth[k], unserved[k] = (
@@ -252,8 +262,8 @@ class Covering:
             )
             tally[k], start[k + 1] = self.found[k].tally, self.found[k].end
         for k in range(self.step_count):
-            option[k], number[k] = self.steps[k].option, self.steps[k].number
-        found = tuple(map(np.asarray, (server, worth, unserved, tally, start, option, number)))
+            taken[k], number[k] = self.steps[k].option, self.steps[k].number
+        found = tuple(map(np.asarray, (server, worth, unserved, tally, start, taken, number)))
         return np.asarray(self.best), np.asarray(self.dropped), found
 
     @cython.cfunc

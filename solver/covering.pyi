@@ -5,7 +5,8 @@ from solver.milp import BoolArray, FloatArray, IntArray
 IS_COMPILED: bool
 
 class Covering:
-    def __init__(
+    def size(self) -> int: ...
+    def search(
         self,
         option: IntArray,
         by_option: Sequence[FloatArray],
@@ -17,9 +18,7 @@ class Covering:
         merges: bool,
         most_states: int,
         most_plans: int,
-    ) -> None: ...
-    def search(
-        self, left_s: Callable[[], float]
+        left_s: Callable[[], float],
     ) -> tuple[
         FloatArray,
         FloatArray,

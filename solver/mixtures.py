@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 # An odd number without a pattern: keys of different kinds of plans do not meet.
 _ODD = np.int64(0x1E3779B97F4A7C15)
 
+# Searches that are done, with their memory, to use again: a search of a few servers would take as long to ask
+# for it as to use it. What holds more, in bytes, is let go.
+_SPARE: list[Covering] = []
+_MOST_SPARE = 8_000_000
+
 # A residual share below this is rounding: the demand is met.
 _ROUNDING = 1e-12
 
@@ -213,7 +218,11 @@ class _Compiled(_Search):
 
     def run(self, left_s: Callable[[], float], most_columns: int) -> Priced:
         servers, prices = self.servers, self.prices
-        covering = Covering(
+        try:
+            covering = _SPARE.pop()
+        except IndexError:
+            covering = Covering()
+        self.best, self.dropped, found = covering.search(
             servers.option[self.which],
             (prices.replica, servers.share, prices.fixed * servers.keeping_per_h),
             (servers.most, self.tally),
@@ -224,8 +233,10 @@ class _Compiled(_Search):
             self.merges,
             self.most_states,
             most_columns,
+            left_s,
         )
-        self.best, self.dropped, found = covering.search(left_s)
+        if covering.size() <= _MOST_SPARE:
+            _SPARE.append(covering)
         server, worth, unserved, tally, start, option, number = found
         order, threshold = self._wanted(server, worth, unserved, tally, most_columns)
         rows = Rows(start, option, number, len(servers.problem.option_server))

@@ -140,6 +140,7 @@ class _Result:
     verification: Verification | None = None
 
 
+@collector_paused()
 def optimize_json(
     body: bytes,
     options: RequestOptions,
@@ -183,9 +184,8 @@ def optimize_json(
     if answers is not None:
         proven = result.solved.termination is Termination.OPTIMAL
         answers.remember(result.problem, result.plan, request, proven=proven)
-    with collector_paused():
-        response = _answer(parsed, result, options)
-        text = _RESPONSE.dump_json(response)
+    response = _answer(parsed, result, options)
+    text = _RESPONSE.dump_json(response)
     report = response.report
     watch.lap("write")
     return Answered(

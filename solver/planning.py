@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,9 +86,8 @@ def find_plan(
         if best is not None and (value <= good or (is_cost and _is_near(priced, value, good))):
             search.adopt(search.plan_of(best))
             return best
-    listed = search.listed(stage, priced.columns)
-    nearest = _nearest(priced, listed, good)
-    best, value = _by_repair(search, stage, priced, listed, nearest, best, value)
+    nearest = _Nearest(priced, search.listed(stage, priced.columns), good)
+    best, value = _by_repair(search, stage, priced, nearest, best, value)
     if master is not None and selects and search.mixes and not first:
         best, value = _by_selection(search, stage, priced, master, good, best, value)
     elif master is not None and is_cost and not selects:
@@ -103,27 +103,43 @@ def _is_near(priced: Priced, value: float, good: float) -> bool:
     return value - priced.bound <= _NEAR * (good - priced.bound)
 
 
-def _nearest(priced: Priced, listed: Listed, good: float) -> IntArray:
-    """Columns in the order in which a change of prices makes them the best."""
-    chosen = priced.chosen[priced.chosen >= 0]
-    distance = listed.distance(priced.duals, priced.reduced, chosen)
-    # What has to be found is columns that move the last few GPUs to where they fit, at little cost; a
-    # column beyond what the plan may cost above the bound is a last resort.
-    far = (priced.reduced > good - priced.bound) & (distance > 0)
-    distance[far] += distance.max(initial=0.0)
-    if priced.master is not None:
-        # With all that the master takes there is a mixture at least that keeps the limits.
-        taken = priced.master.columns.take(priced.master.x > 0)
-        distance[places(priced.columns, taken)] = -np.inf
-    return np.argsort(distance, kind="stable")
+@dataclass(frozen=True)
+class _Nearest:
+    """Columns in the order in which a change of prices makes them the best.
+
+    What has to be found is columns that move the last few GPUs to where they fit, at little cost; a column
+    beyond what a `good` plan may cost above the bound is a last resort.
+    """
+
+    priced: Priced
+    listed: Listed
+    good: float
+
+    @cached_property
+    def order(self) -> IntArray:
+        priced = self.priced
+        chosen = priced.chosen[priced.chosen >= 0]
+        distance = self.listed.distance(priced.duals, priced.reduced, chosen)
+        far = (priced.reduced > self.good - priced.bound) & (distance > 0)
+        distance[far] += distance.max(initial=0.0)
+        if priced.master is not None:
+            # With all that the master takes there is a mixture at least that keeps the limits.
+            taken = priced.master.columns.take(priced.master.x > 0)
+            distance[places(priced.columns, taken)] = -np.inf
+        return np.argsort(distance, kind="stable")
+
+    def first(self, count: int) -> IntArray:
+        """Return so many of them, in the order of the columns."""
+        if count >= len(self.priced.columns):
+            return np.arange(len(self.priced.columns))
+        return np.sort(self.order[:count])
 
 
 def _by_repair(
     search: Search,
     stage: Stage,
     priced: Priced,
-    listed: Listed,
-    nearest: IntArray,
+    nearest: _Nearest,
     best: Columns | None,
     value: float,
 ) -> tuple[Columns | None, float]:
@@ -132,10 +148,12 @@ def _by_repair(
     # Leaving a server out takes away excess wherever that is allowed.
     empty = np.flatnonzero(priced.columns.replicas.sizes == 0)
     until_s = (1.0 - _TIME_TO_REPAIR) * search.left_s()
-    for count in (_REPAIR_COLUMNS, len(nearest)):
-        which = np.union1d(nearest[: count + len(chosen)], empty)
+    for count in (_REPAIR_COLUMNS, len(priced.columns)):
+        which = nearest.first(count + len(chosen))
+        if len(which) < len(priced.columns):
+            which = np.union1d(which, empty)
         repair = repaired(
-            listed.take(which),
+            nearest.listed.take(which),
             priced.reduced[which],
             priced.duals,
             np.searchsorted(which, chosen),
@@ -143,7 +161,7 @@ def _by_repair(
         )
         found = None if repair is None else which[repair]
         best, value = _better(stage, priced.columns, found, best, value)
-        if repair is not None or count >= len(nearest):
+        if repair is not None or count >= len(priced.columns):
             break
     return best, value
 
@@ -152,7 +170,7 @@ def _by_programs(
     search: Search,
     stage: Stage,
     priced: Priced,
-    nearest: IntArray,
+    nearest: _Nearest,
     good: float,
     best: Columns | None,
     value: float,
@@ -161,7 +179,7 @@ def _by_programs(
     gap = (good - priced.bound) / abs(good) if good > 0 else 0.0
     servers = int((priced.chosen >= 0).sum())
     is_cost, closable = stage.money == 1.0, not search.mixes or search.is_closable
-    sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(nearest))
+    sizes: tuple[int, ...] = (*_PLAN_COLUMNS, len(priced.columns))
     if search.is_closable or (is_cost and is_always_tried(search, stage, priced.columns)):
         # Programs of all columns, or the compact one, are as quick where they are small; and branch and bound
         # over knapsacks is quicker.
@@ -176,10 +194,10 @@ def _by_programs(
             break
         if best is not None and search.left_s() <= 0:
             break
-        which = np.sort(nearest[: count + servers])
+        which = nearest.first(count + servers)
         found = _choose(search, stage, priced.columns, which, 0.3 * search.left_s(), gap)
         best, value = _better(stage, priced.columns, found, best, value)
-        if count >= len(nearest):
+        if count >= len(priced.columns):
             break
     return best, value
 

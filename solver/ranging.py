@@ -72,15 +72,16 @@ def ranges_of_rows(
     )
     order = np.argsort(row, kind="stable")
     most = (value - milp.offset) / worth
+    most += _ON_THE_LINE * np.maximum(1.0, np.abs(most))
     together = Milp(
-        objective=np.r_[np.zeros(count), np.tile([1.0, -1.0], len(rows))],
+        objective=np.concatenate([np.zeros(count), np.tile([1.0, -1.0], len(rows))]),
         row_start=starts(np.bincount(row, minlength=blocks * (milp.rows + 1))),
         column=column[order],
         value=entry[order],
-        row_lower=np.r_[np.tile(milp.row_lower, blocks), np.full(blocks, -np.inf)],
-        row_upper=np.r_[np.tile(milp.row_upper, blocks), most + _ON_THE_LINE * np.maximum(1.0, np.abs(most))],
-        column_lower=np.r_[np.tile(milp.column_lower, blocks), np.full(blocks, -np.inf)],
-        column_upper=np.r_[np.tile(milp.column_upper, blocks), np.full(blocks, np.inf)],
+        row_lower=np.concatenate([np.tile(milp.row_lower, blocks), np.full(blocks, -np.inf)]),
+        row_upper=np.concatenate([np.tile(milp.row_upper, blocks), most]),
+        column_lower=np.concatenate([np.tile(milp.column_lower, blocks), np.full(blocks, -np.inf)]),
+        column_upper=np.concatenate([np.tile(milp.column_upper, blocks), np.full(blocks, np.inf)]),
         integer=np.zeros(count + blocks, dtype=bool),
     )
     # A third of the time of a small one is presolve, without which some large ones end a little off.

@@ -123,10 +123,10 @@ def selected(
     bound : float
         No plan of these columns is worth less. At most `cutoff`, and what the plan is worth.
     """
-    first = np.flatnonzero(np.r_[True, np.diff(listed.server) != 0])
-    sizes = np.diff(np.r_[first, len(listed.server)])
+    first, group = listed.groups
+    sizes = np.bincount(group)
     only = first[sizes == 1]
-    free = np.flatnonzero(np.repeat(sizes, sizes) > 1)
+    free = np.flatnonzero(sizes[group] > 1)
     if len(only) and len(free):
         rest = replace(listed.take(free), limits=listed.limits - listed.usage[only].sum(axis=0))
         fixed = float(listed.worth[only].sum())
