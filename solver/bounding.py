@@ -27,9 +27,10 @@ _TIME_FOR_PLANS = 0.15
 _SAMPLE = 1000
 
 # Slack of the columns that pricing returns, relative to the mean value of a server: at least this, and
-# relative to the value of all servers; the latter where fewer than so many servers are there, too.
+# relative to the value of all servers; where fewer than so many are there, this at the cost level, and at a
+# level of service, of which only the next step counts.
 _SLACK, _SLACK_OF_ALL = 0.001, 0.5
-_SLACK_OF_FEW, _FEW = 0.2, 40
+_FEW, _SLACK_OF_FEW, _SLACK_OF_FEW_SERVED = 40, 0.2, 0.1
 
 # Columns of the restricted master beside the best of each server: at least these, and so many for each.
 _MASTER_COLUMNS, _MASTER_COLUMNS_EACH = 600, 1.0
@@ -267,7 +268,9 @@ def _slack(search: Search, stage: Stage, columns: Columns, duals: FloatArray) ->
     known = least[np.isfinite(least)]
     if not len(known):
         return np.zeros(search.servers.count)
-    of_all = _SLACK_OF_FEW if len(known) < _FEW else _SLACK_OF_ALL
+    of_all = _SLACK_OF_ALL
+    if len(known) < _FEW:
+        of_all = _SLACK_OF_FEW if stage.money == 1.0 else _SLACK_OF_FEW_SERVED
     share = min(max(_SLACK, of_all / len(known)), 1.0)
     # Prices far too high make values that no plan has.
     most = _most_worth(search, stage) / stage.active.sum()

@@ -56,6 +56,7 @@ _Leaf = cython.struct(
 )
 
 
+@cython.final
 @cython.cclass
 class Covering:
     """One search after the other for the mixes of servers; the next one uses the memory of the last."""
@@ -574,7 +575,9 @@ class Covering:
                 bound = 0.0
                 left = residual - self.demand_tolerance
                 if left > 0:
-                    steps = cython.cast(cython.Py_ssize_t, max(ceil(left * _STEPS - _STEP_ERROR), 0.0))
+                    step = left * _STEPS - _STEP_ERROR
+                    steps = cython.cast(cython.Py_ssize_t, step)
+                    steps += steps < step
                     bound = max(after * left, self.cover[position, steps])
                 if count < least:
                     missing = least - count
@@ -591,7 +594,7 @@ class Covering:
                 if not self.merges:
                     self.following[self.following_count] = child
                     self.following_count += 1
-                elif not self._merge(s, child):
+                elif not self._merge(s, cython.address(child)):
                     return False
         if self.merges:
             self._drop_bettered()
@@ -645,7 +648,7 @@ class Covering:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _place(self, s: cython.Py_ssize_t, state: _State) -> cython.Py_ssize_t:
+    def _place(self, s: cython.Py_ssize_t, state: cython.pointer(_State)) -> cython.Py_ssize_t:
         """Where the table has partial plans of as many types and replicas as this one, and of its tally."""
         key: cython.ulonglong = cython.cast(cython.ulonglong, state.tally)
         key = key * _MIX + cython.cast(cython.ulonglong, self._counted(s, state))
@@ -657,28 +660,28 @@ class Covering:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _counted(self, s: cython.Py_ssize_t, state: _State) -> cython.longlong:
+    def _counted(self, s: cython.Py_ssize_t, state: cython.pointer(_State)) -> cython.longlong:
         """Replicas as far as they count: beyond the minimum, and where there is no maximum, they do not."""
         return state.count if self.maximum[s] < _NO_LIMIT else min(state.count, self.minimum[s])
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _typed(self, s: cython.Py_ssize_t, state: _State) -> cython.longlong:
+    def _typed(self, s: cython.Py_ssize_t, state: cython.pointer(_State)) -> cython.longlong:
         """Types as far as they count: where there is a limit of them."""
         return state.types if self.most_types[s] < self.options else 0
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _merge(self, s: cython.Py_ssize_t, state: _State) -> cython.bint:
+    def _merge(self, s: cython.Py_ssize_t, state: cython.pointer(_State)) -> cython.bint:
         """Follow a partial plan if none like it is worth no more and serves as much; False without memory."""
         place: cython.Py_ssize_t = self._place(s, state)
         k: cython.Py_ssize_t = self.table[place]
         before: cython.Py_ssize_t = -1
-        other: _State
+        other: cython.pointer(_State)
         while k >= 0:
-            other = self.following[k]
+            other = cython.address(self.following[k])
             if (
                 other.tally == state.tally
                 and self._counted(s, other) == self._counted(s, state)
@@ -687,7 +690,7 @@ class Covering:
                 if other.value <= state.value and other.residual <= state.residual:
                     return True
                 if state.value <= other.value and state.residual <= other.residual:
-                    self.following[k].types = _BETTERED
+                    other.types = _BETTERED
                     if before < 0:
                         self.table[place] = self.chain[k]
                     else:
@@ -697,7 +700,7 @@ class Covering:
             before = k
             k = self.chain[k]
         k = self.following_count
-        self.following[k] = state
+        self.following[k] = state[0]
         self.chain[k] = self.table[place]
         self.table[place] = k
         self.following_count += 1
@@ -706,7 +709,7 @@ class Covering:
                 return False
             self._drop_bettered()
             for k in range(self.following_count):
-                place = self._place(s, self.following[k])
+                place = self._place(s, cython.address(self.following[k]))
                 self.chain[k] = self.table[place]
                 self.table[place] = k
         return True

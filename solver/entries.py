@@ -119,6 +119,7 @@ def hashes(
     return result_array
 
 
+@cython.final
 @cython.cclass
 class _Table:
     """Where each of some keys stands first: a hash table."""

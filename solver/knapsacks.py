@@ -56,6 +56,7 @@ _NODE_BYTES = cython.declare(cython.Py_ssize_t, 64_000_000)
 _HUGE = cython.declare(cython.double, 1e300)
 
 
+@cython.final
 @cython.cclass
 class Assignment:
     """A generalised assignment problem, and its branch and bound.

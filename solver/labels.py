@@ -119,6 +119,7 @@ def _sort(
         gap //= 3
 
 
+@cython.final
 @cython.cclass
 class Labels:
     """Columns of servers, in the order in which these are decided.

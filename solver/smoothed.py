@@ -25,6 +25,7 @@ _SHORTER = cython.declare(cython.double, 0.3)
 _SHORTEST = cython.declare(cython.double, 1e-5)
 
 
+@cython.final
 @cython.cclass
 class Smoothed:
     """The bound over listed columns, as it is and with a soft minimum.
