@@ -31,8 +31,9 @@ _TIME_TO_REPAIR = 0.12
 _FEW, _NEAR = 100, 12.0
 
 # Columns beside those of the master's solution in the integer programs that make a plan of it, one after
-# the other.
-_PLAN_COLUMNS = (500, 2000, 6000)
+# the other. With one type the first is enough, as what closes the gap looks at all columns at once; with more
+# than so many servers that takes so long that the second is tried as well.
+_PLAN_COLUMNS, _MANY = (500, 2000, 6000), 1_500
 
 # Columns beside those of the master's solution that a repair chooses from.
 _REPAIR_COLUMNS = 30_000
@@ -184,11 +185,12 @@ def _by_programs(
         # Programs of all columns, or the compact one, are as quick where they are small; and branch and bound
         # over knapsacks is quicker.
         sizes = _PLAN_COLUMNS[:-1] if search.mixes else ()
-    for count in sizes:
+    most = 2 if search.servers.count > _MANY else 1
+    for turn, count in enumerate(sizes):
         if count > MOST_COLUMNS:
             break
         near = _is_near(priced, value, good)
-        tried = search.servers.count <= _FEW and near if search.mixes else count > _PLAN_COLUMNS[0]
+        tried = search.servers.count <= _FEW and near if search.mixes else turn >= most
         enough = is_cost and closable and tried
         if value <= good or (best is not None and enough):
             break

@@ -75,6 +75,8 @@ def proven(
                 -np.inf,
                 lambda: search.left_s() - until_s,
                 wider=wider,
+                # Where a level is held, what is served takes nearly all there is: hard to prove.
+                thorough=bool(stage.held),
             )
         if plan is not None:
             chosen = columns.take(plan)

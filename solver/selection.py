@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Servers of a fleet with one type. Up to `_FEW_HELD` ones branch and bound over knapsacks proves more where
 # some are not served, and finds more among what their knapsacks leave.
-_FEWEST, _MOST, _FEW_HELD = 40, 1_500, 100
+_FEWEST, _MOST, _FEW_HELD = 40, 4_000, 100
 
 # What tells sets of prices from the best ones, as standard deviations of logarithms: when some servers are
 # decided, the best prices for the rest are other ones.
@@ -90,6 +90,7 @@ def selected(
     wider: int = 1,
     largest_first: bool | None = None,
     tries: int = 5,
+    thorough: bool = False,
 ) -> tuple[IntArray | None, float]:
     """Find one column of each server that together keep the limits and are worth less than `cutoff`, or near.
 
@@ -115,6 +116,8 @@ def selected(
         the other way round, and so on in turns; None for those that move most each time.
     tries : int
         Searches at most.
+    thorough : bool
+        Whether a search of many servers is as wide as one of few, at as many sets of prices.
 
     Returns
     -------
@@ -142,10 +145,12 @@ def selected(
             wider=wider,
             largest_first=largest_first,
             tries=tries,
+            thorough=thorough,
         )
         return None if found is None else np.sort(np.r_[only, free[found]]), bound + fixed
     count = len(sizes)
-    effort = _EFFORT_OF_FEW if count < _FEW else _EFFORT_OF_MANY if count > _MANY else _EFFORT
+    is_quick = count > _MANY and not thorough
+    effort = _EFFORT_OF_FEW if count < _FEW else _EFFORT_OF_MANY if is_quick else _EFFORT
     usual = listed.scale / np.maximum(listed.usage.mean(axis=0), _TINY)
     beyond = np.maximum(duals, _UNPRICED * usual)
     # Servers that move much come first, those that can be fitted finely last. Few servers gain more from

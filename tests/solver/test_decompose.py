@@ -74,6 +74,7 @@ def without_knapsacks(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param([(searching, "_MOST_SOLVED")], id="prices by Newton's method"),
         pytest.param([(closing, "_STARTED")], id="a row asks for a better plan"),
         pytest.param([(searching, "_CLOSABLE")], id="programs are widened"),
+        pytest.param([(searching, "_CLOSABLE"), (planning, "_MANY")], id="two programs make the plan"),
         pytest.param([(searching, "_CLOSABLE"), (closing, "_FAR")], id="every plan is far from the bound"),
     ],
 )
