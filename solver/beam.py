@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from solver.rows import factors
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -113,7 +115,7 @@ def matched(
     beyond = np.maximum(duals, _UNPRICED * usual)
     either, more = 0.5 * (beyond + duals), 0.5 * (beyond - duals)
     # Equal excesses have equal sums of these.
-    factor = np.random.default_rng(0).integers(1, 2**62, len(duals))
+    factor = factors(len(duals))
 
     excess = (expected.sum(axis=0) - listed.limits)[None, :]
     above = np.array([reduced[chosen[~split]].sum()])

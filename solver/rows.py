@@ -8,7 +8,7 @@ longer than the work: with 27 servers, a sixth of the whole search. The operatio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -109,6 +109,12 @@ class Rows:
         result = np.zeros((len(self), self.width))
         result[self.row, self.column] = self.value
         return result
+
+
+@lru_cache(maxsize=16)
+def factors(count: int) -> IntArray:
+    """So many numbers without a pattern: only equal multiples of them have equal sums."""
+    return np.random.default_rng(0).integers(1, 2**62, count)
 
 
 def starts(sizes: IntArray) -> IntArray:

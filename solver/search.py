@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -405,13 +405,8 @@ def lagrangian(lower: FloatArray, duals: FloatArray, limits: FloatArray) -> floa
 def keys(columns: Columns) -> IntArray:
     """Return a number for each column that equal columns share, shape (C,)."""
     with np.errstate(over="ignore"):
-        keys: IntArray = columns.replicas.hashed(_factors(columns.replicas.width)) + columns.server
+        keys: IntArray = columns.replicas.hashed(rows.factors(columns.replicas.width)) + columns.server
     return keys
-
-
-@lru_cache(maxsize=8)
-def _factors(count: int) -> IntArray:
-    return np.random.default_rng(0).integers(1, 2**62, count)
 
 
 def places(columns: Columns, wanted: Columns) -> IntArray:

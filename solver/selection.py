@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ except ModuleNotFoundError:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from solver.milp import FloatArray, IntArray
+    from solver.milp import BoolArray, FloatArray, IntArray
     from solver.prices import Listed
     from solver.search import Search
 
@@ -192,12 +193,21 @@ def selected(
 
 def _around(duals: FloatArray, usual: FloatArray, sets: int) -> FloatArray:
     """Return sets of prices around the best ones, these first, shape (K, R)."""
-    rng = np.random.default_rng(0)
-    shape = (sets, len(duals))
-    low, high = np.log(_FACTORS)
-    size = np.exp(np.linspace(low, high, 8))[np.arange(sets) % 8][:, None]
-    moved = duals * np.exp(size * rng.normal(size=shape))
-    new = _UNPRICED * usual * size * np.abs(rng.normal(size=shape)) * (rng.random(shape) < 0.5)
-    result: FloatArray = np.where(rng.random(shape) < 0.5, np.where(duals > 0, moved, new), duals)
+    factor, size, is_moved = _draws(sets, len(duals))
+    result: FloatArray = np.where(
+        is_moved, np.where(duals > 0, duals * factor, _UNPRICED * usual * size), duals
+    )
     result[0] = duals
     return result
+
+
+@lru_cache(maxsize=8)
+def _draws(sets: int, count: int) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Factors of prices, sizes of those where there are none, and which are moved, each of shape (K, R)."""
+    rng = np.random.default_rng(0)
+    shape = (sets, count)
+    low, high = np.log(_FACTORS)
+    size = np.exp(np.linspace(low, high, 8))[np.arange(sets) % 8][:, None]
+    factor = np.exp(size * rng.normal(size=shape))
+    new = size * np.abs(rng.normal(size=shape)) * (rng.random(shape) < 0.5)
+    return factor, new, rng.random(shape) < 0.5

@@ -10,7 +10,7 @@ import numpy as np
 
 from solver.pricing import Prices
 from solver.problem import NO_LIMIT
-from solver.rows import Rows
+from solver.rows import Rows, factors
 
 if TYPE_CHECKING:
     from solver.milp import BoolArray, FloatArray, IntArray
@@ -44,8 +44,7 @@ class Coupling:
     @cached_property
     def tally(self) -> IntArray:
         """Number of each option, shape (J,): replicas with equal sums of these take the same of every row."""
-        factor = np.random.default_rng(0).integers(1, 2**62, len(self.limit))
-        return self.usage.hashed(factor)
+        return self.usage.hashed(factors(len(self.limit)))
 
     @classmethod
     def of(cls, problem: AllocationProblem) -> Coupling:
