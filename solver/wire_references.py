@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Rows = list[tuple[Loc, dict[str, Any]]]
 
+_FLAG = TypeAdapter(bool)
+
 # Comparing strings is slow: only so many unknown names get a "did you mean".
 _MAX_HINTS = 20
 
@@ -122,8 +124,7 @@ def _doubled(document: Document, rows: Rows | None, *keys: str) -> list[Problem]
     problems = []
     for loc, row in rows or []:
         name = tuple(map(row.get, keys))
-        is_named = all(map(isinstance, name, repeat(str))) and all(name)
-        if is_named and first.setdefault(name, loc) != loc:
+        if all(map(isinstance, name, repeat(str))) and all(name) and first.setdefault(name, loc) is not loc:
             place = document.path((*first[name], keys[-1]))
             what = " and ".join(keys)
             problems.append(document.problem((*loc, keys[-1]), f"a {what} of its own; {place} has the same"))
@@ -191,7 +192,7 @@ def _missing_capacity(document: Document, root: Loc, system: dict[str, Any]) -> 
     options = options.get("optimizer") if isinstance(options, dict) else None
     unlimited = options.get("unlimited", False) if isinstance(options, dict) else False
     try:
-        unlimited = TypeAdapter(bool).validate_python(unlimited)
+        unlimited = _FLAG.validate_python(unlimited)
     except ValidationError:
         return []  # Told as a problem of its own; what was meant is not known.
     if unlimited or "capacityData" in system:
