@@ -341,8 +341,8 @@ class _Levels:
                     deferred, served, largest = True, False, best
                     continue
             if priced is None and self.search.left_s() > 0:
-                # Where a level is deferred, one that is short ends this.
-                priced = converge(self.search, stage, may_fit=deferred and not served)
+                # There is a plan, or a level before is deferred and one that is short ends this.
+                priced = converge(self.search, stage, may_fit=True)
             if deferred and not served and self._is_short(priced):
                 return None
             found, bound = False, bounds[-1]
