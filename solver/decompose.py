@@ -399,13 +399,13 @@ class _Levels:
         level = self.levels[index]
         by_share = level.kind is LevelKind.UNSERVED
         weight = self.search.problem.weight[level.servers]
-        bare = replace(stage, money=0.0)
         if quick:
             bound = self.search.whole_steps(weight, priced.bound - self.search.money_room, by_share=by_share)
             room = self.search.money_room + self.search.options.relative_gap * bound
             columns = find_plan(self.search, stage, priced, bound + room, quick=True)
             value = np.inf if columns is None else float(stage.service(columns).sum())
             return self._close_enough(value, bound), bound
+        bare = replace(stage, money=0.0)
         lower, _ = self.search.lower(
             bare, priced.columns, stage.active, priced.duals, np.zeros(self.search.servers.count)
         )
@@ -413,10 +413,10 @@ class _Levels:
         bound = self.search.whole_steps(weight, bare_bound, by_share=by_share)
         money = max(priced.bound - bare_bound, 0.0)
         room = self.search.money_room + self.search.options.relative_gap * bound
-        columns = find_plan(self.search, stage, priced, bound + money + room, quick=quick)
+        columns = find_plan(self.search, stage, priced, bound + money + room)
         value = np.inf if columns is None else float(stage.service(columns).sum())
-        if self._close_enough(value, bound) or quick:
-            return self._close_enough(value, bound), bound
+        if self._close_enough(value, bound):
+            return True, bound
         reduced = priced.columns.value(bare.prices(priced.duals)) - lower[priced.columns.server]
         bare_priced = replace(priced, lower=lower, reduced=reduced, bound=bare_bound)
         step = self.search.options.relative_gap * float(weight.sum() - value) if np.isfinite(value) else 0.0

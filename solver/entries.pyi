@@ -1,20 +1,8 @@
-from solver.milp import FloatArray, IntArray
+from solver.entries_numpy import firsts as firsts
+from solver.entries_numpy import hashes as hashes
+from solver.entries_numpy import places as places
+from solver.entries_numpy import products as products
+from solver.entries_numpy import products_of_rows as products_of_rows
+from solver.entries_numpy import taken as taken
 
 IS_COMPILED: bool
-
-def taken(
-    start: IntArray, column: IntArray, value: FloatArray, which: IntArray
-) -> tuple[IntArray, IntArray, FloatArray]: ...
-def products(start: IntArray, column: IntArray, value: FloatArray, vector: FloatArray) -> FloatArray: ...
-def products_of_rows(
-    start: IntArray,
-    column: IntArray,
-    value: FloatArray,
-    other_start: IntArray,
-    other_column: IntArray,
-    other_value: FloatArray,
-    width: int,
-) -> FloatArray: ...
-def hashes(start: IntArray, column: IntArray, value: FloatArray, factor: IntArray) -> IntArray: ...
-def firsts(key: IntArray, group: IntArray, groups: int) -> IntArray: ...
-def places(key: IntArray, wanted: IntArray) -> IntArray: ...

@@ -255,3 +255,18 @@ def test_without_time_there_is_a_bound(way: None) -> None:
         assert (none.lower <= every.lower + 1e-7 * (1.0 + np.abs(every.lower)))[there].all(), seed
         below = np.minimum(none.reach, every.reach)
         assert listed(case, none, below) == pytest.approx(listed(case, every, below)), seed
+
+
+@compiled
+def test_the_memory_of_a_search_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "_SPARE", [])
+    sizes = []
+    for _, case in cases(20):
+        case.found()
+        [spare] = searching._SPARE
+        sizes.append(spare.size())
+    # The same memory each time: it grows only with a case of more servers, or of more plans.
+    assert 1_000 < sizes[0] < sizes[-1] < searching._MOST_SPARE
+    monkeypatch.setattr(searching, "_MOST_SPARE", 1_000)
+    case.found()
+    assert searching._SPARE == []
